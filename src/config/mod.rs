@@ -1,0 +1,3 @@
+//! Configuration: xpool.toml and vm-configs, raw and then checked.
+
+pub mod vm;

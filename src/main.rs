@@ -1,0 +1,2 @@
+//! The `xpool` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! One Nix session: handshake answered at once, parked at its first operation, then joined to a guest.

@@ -1,0 +1,91 @@
+//! One VM: its arguments, its process, its monitor and agent, the hops into it, and its end.
+//!
+//! Knows nothing of pools and sessions: it returns values, and the manager turns them into events.
+
+mod hop;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use hop::Hop;
+
+use crate::config::vm::{Accel, Network, VmProfile};
+use crate::image::Image;
+
+/// Everything it takes to run one VM: one self-contained value that another host could execute.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// The VM's name, unique on this machine: `riscv64-1`.
+    pub name: String,
+    /// How QEMU is laid out.
+    pub profile: VmProfile,
+    /// What runs the guest's instructions.
+    pub accel: Accel,
+    /// QEMU's program, absolute.
+    pub qemu: PathBuf,
+    /// The `qemu-img` program, absolute.
+    pub qemu_img: PathBuf,
+    /// The image to boot.
+    pub image: Image,
+    /// How many sessions the VM can serve at once: the number of `xpool.K` ports.
+    pub slots: u32,
+    /// Whether the guest has a network device.
+    pub network: Network,
+    /// Where the VM's private folder (overlay, sockets) is made; removed at the VM's end.
+    pub private_parent: PathBuf,
+    /// Where the console goes; kept after the VM's end, bounded in size.
+    pub console_log: PathBuf,
+    /// How long a boot may take in all.
+    pub boot_timeout: Duration,
+    /// How long a clean shutdown may take before QEMU is told to quit.
+    pub stop_grace: Duration,
+}
+
+/// Told of each stage of a boot, as a person would call it: `waiting for the guest agent`.
+pub type BootProgress = dyn Fn(&str) + Send + Sync;
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmExit {
+    /// It was asked to stop and did.
+    Stopped,
+    /// It ended without being asked; the text says how: `QEMU was killed by signal 9`.
+    Died(String),
+}
+
+/// Starts VMs. The one seam of the program: QEMU in production, a fake in tests below the real-VM level.
+pub trait VmBackend: Send + Sync + 'static {
+    /// What a started VM is handled by.
+    type Vm: RunningVm;
+
+    /// Starts a VM and returns when it can serve. Cancelling `abort` ends the start: QEMU is killed and reaped, its
+    /// folder removed, and the error says that it was aborted.
+    fn boot(
+        &self,
+        spec: VmSpec,
+        progress: &BootProgress,
+        abort: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<Self::Vm>> + Send;
+}
+
+/// A VM that can serve sessions.
+pub trait RunningVm: Send + Sync + 'static {
+    /// Opens a session into the guest's nix-daemon over port `xpool.<slot>`.
+    fn open_hop(&self, slot: u32) -> impl Future<Output = anyhow::Result<Hop>> + Send;
+
+    /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
+    fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Resolves when QEMU has ended for whatever reason, was reaped, and the private folder is gone. Cancel safe.
+    fn ended(&self) -> impl Future<Output = VmExit> + Send;
+
+    /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill. Returns at once; a second call is
+    /// the same as one.
+    fn power_down(&self);
+
+    /// Kills QEMU and its children. Returns at once.
+    fn kill(&self);
+}
