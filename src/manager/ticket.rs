@@ -51,14 +51,6 @@ pub struct SessionTicket {
 }
 
 impl SessionTicket {
-    /// A ticket and the manager's ends of its channels.
-    pub fn new() -> (Self, mpsc::Sender<SessionUpdate>, mpsc::Receiver<String>) {
-        // An update that finds no room is dropped by the manager only if it is `Waiting`, whose successor says as much.
-        let (to_session, updates) = mpsc::channel(8);
-        let (activity, from_session) = mpsc::channel(8);
-        (Self { updates, activity }, to_session, from_session)
-    }
-
     /// The next piece of news; `None` when the manager is gone.
     pub async fn next(&mut self) -> Option<SessionUpdate> {
         self.updates.recv().await
@@ -71,11 +63,50 @@ impl SessionTicket {
     }
 }
 
-/// Where sessions get their tickets from: the manager, for every front end.
-pub trait TicketOffice: Clone + Send + Sync + 'static {
-    /// Queues a session. An error means that the manager is shutting down; its text is for the client.
-    fn open_session(
-        &self,
-        request: SessionRequest,
-    ) -> impl Future<Output = Result<SessionTicket, String>> + Send;
+/// The manager's side of a new session.
+#[derive(Debug)]
+pub struct NewSession {
+    /// What the front end said of it.
+    pub request: SessionRequest,
+    /// News for it. Closed when the ticket was dropped, which ends the session.
+    pub updates: mpsc::Sender<SessionUpdate>,
+    /// What it is doing, in its own words.
+    pub activity: mpsc::Receiver<String>,
+}
+
+/// Where every front end gets its tickets: a handle to the manager.
+#[derive(Clone, Debug)]
+pub struct SessionDesk {
+    to_manager: mpsc::Sender<NewSession>,
+}
+
+/// The manager is not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the xpool manager is shutting down; start it again with `xpool up`")]
+pub struct ManagerGone;
+
+impl SessionDesk {
+    /// A desk, and the end at which the manager receives the sessions.
+    pub fn channel() -> (Self, mpsc::Receiver<NewSession>) {
+        // Full only while the manager is busy with one event; a front end then waits for a moment.
+        let (to_manager, new_sessions) = mpsc::channel(64);
+        (Self { to_manager }, new_sessions)
+    }
+
+    /// Queues a session.
+    pub async fn open(&self, request: SessionRequest) -> Result<SessionTicket, ManagerGone> {
+        // `Waiting` news is dropped by the manager when there is no room: its successor says as much.
+        let (to_session, updates) = mpsc::channel(8);
+        let (activity, from_session) = mpsc::channel(8);
+        let session = NewSession {
+            request,
+            updates: to_session,
+            activity: from_session,
+        };
+        self.to_manager
+            .send(session)
+            .await
+            .map_err(|_| ManagerGone)?;
+        Ok(SessionTicket { updates, activity })
+    }
 }
