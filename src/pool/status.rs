@@ -1,0 +1,102 @@
+//! What a pool shows of itself.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::vm::VmState;
+use super::{Mode, Pool, SessionId, VmId};
+
+/// A pool at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolStatus {
+    /// Whether it serves.
+    pub mode: Mode,
+    /// VMs at the most.
+    pub max_vms: u32,
+    /// Sessions that have a VM or wait for one.
+    pub demand: usize,
+    /// The VMs, oldest first.
+    pub vms: Vec<VmStatus>,
+    /// Sessions that wait, first come first.
+    pub queued: Vec<SessionId>,
+    /// Failed starts since the last good one.
+    pub start_failures: u32,
+    /// Why the last start failed, if it did.
+    pub start_failure: Option<String>,
+    /// How long until another start is tried, if one is being held back, in whole seconds.
+    pub retry_in_s: Option<u64>,
+}
+
+/// A VM at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmStatus {
+    /// Which one.
+    pub id: VmId,
+    /// Where it is in its life.
+    pub state: VmStage,
+    /// The sessions it serves.
+    pub sessions: Vec<SessionId>,
+    /// For how many whole seconds it has been idle.
+    pub idle_s: Option<u64>,
+}
+
+/// Where a VM is in its life, as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmStage {
+    /// It is not ready yet.
+    Booting,
+    /// It serves, or could.
+    Ready,
+    /// It serves to the end of its sessions and then stops.
+    Draining,
+    /// It was told to stop.
+    Stopping,
+}
+
+impl Pool {
+    /// The pool at the moment `now`.
+    pub fn status(&self, now: Instant) -> PoolStatus {
+        let until = |at: Instant| at.saturating_duration_since(now);
+        PoolStatus {
+            mode: self.mode,
+            max_vms: self.policy.max_vms.get(),
+            demand: self.demand(),
+            vms: self
+                .vms
+                .iter()
+                .map(|(id, vm)| self.vm_status(*id, vm, now))
+                .collect(),
+            queued: self.queue.iter().copied().collect(),
+            start_failures: self.backoff.failures(),
+            start_failure: self.backoff.reason().map(str::to_owned),
+            retry_in_s: self.retry_deadline().map(|at| whole_seconds(until(at))),
+        }
+    }
+
+    fn vm_status(&self, id: VmId, vm: &VmState, now: Instant) -> VmStatus {
+        let state = match (vm, self.mode) {
+            (VmState::Booting { .. }, _) => VmStage::Booting,
+            (VmState::Ready { .. }, Mode::Open) => VmStage::Ready,
+            (VmState::Ready { .. }, Mode::Draining) => VmStage::Draining,
+            (VmState::Stopping, _) => VmStage::Stopping,
+        };
+        let idle = vm
+            .idle_since()
+            .map(|since| now.saturating_duration_since(since));
+        VmStatus {
+            id,
+            state,
+            sessions: vm.sessions().collect(),
+            idle_s: idle.map(|idle| idle.as_secs()),
+        }
+    }
+}
+
+/// Rounded up, so that a wait that is not over is never shown as none.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}

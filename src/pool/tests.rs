@@ -1,0 +1,318 @@
+//! One test per rule of the pool.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use super::policy::Policy;
+use super::{Action, Down, Event, Exit, Pool, Rejection, Retry, SessionId, VmId};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn pool(max_vms: u32) -> (Pool, Instant) {
+    let policy = Policy {
+        max_vms: NonZeroU32::new(max_vms).unwrap(),
+        ..Policy::default()
+    };
+    #[expect(clippy::disallowed_methods, reason = "the start of virtual time")]
+    let now = Instant::now();
+    (Pool::new(policy), now)
+}
+
+fn open(session: u64) -> Event {
+    Event::SessionOpened(SessionId(session))
+}
+
+fn close(session: u64) -> Event {
+    Event::SessionClosed(SessionId(session))
+}
+
+fn assign(session: u64, vm: u32) -> Action {
+    Action::Assign {
+        session: SessionId(session),
+        vm: VmId(vm),
+    }
+}
+
+fn failed(reason: &str) -> Exit {
+    Exit::Failed {
+        reason: reason.to_owned(),
+        retry: Retry::Later,
+    }
+}
+
+fn start_failed(session: u64, reason: &str) -> Action {
+    Action::Reject {
+        session: SessionId(session),
+        reason: Rejection::StartFailed {
+            reason: reason.to_owned(),
+        },
+    }
+}
+
+#[test]
+fn nothing_is_started_while_nothing_waits() {
+    let (mut pool, now) = pool(2);
+    assert_eq!(pool.deadline(), None);
+    assert_eq!(pool.handle(now, Event::DeadlineReached), []);
+}
+
+#[test]
+fn a_session_starts_a_vm_and_gets_it_when_it_is_ready() {
+    let (mut pool, now) = pool(2);
+    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(
+        pool.handle(now + SECOND, Event::VmReady(VmId(1))),
+        [assign(1, 1)]
+    );
+}
+
+#[test]
+fn booting_vms_count_as_supply() {
+    let (mut pool, now) = pool(8);
+    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, Event::DeadlineReached), []);
+    assert_eq!(pool.handle(now, open(2)), [Action::Boot(VmId(2))]);
+}
+
+#[test]
+fn sessions_are_served_first_come_first() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    assert_eq!(pool.handle(now, open(2)), []);
+    assert_eq!(pool.handle(now, open(3)), []);
+    assert_eq!(pool.handle(now, Event::VmReady(VmId(1))), [assign(1, 1)]);
+    assert_eq!(pool.handle(now, close(1)), [assign(2, 1)]);
+    assert_eq!(pool.handle(now, close(2)), [assign(3, 1)]);
+}
+
+#[test]
+fn a_session_that_goes_while_it_waits_is_forgotten() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, open(2));
+    pool.handle(now, close(1));
+    assert_eq!(pool.handle(now, Event::VmReady(VmId(1))), [assign(2, 1)]);
+}
+
+#[test]
+fn an_idle_vm_goes_after_the_idle_timeout() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, close(1));
+    let at = now + Policy::default().idle_timeout;
+    assert_eq!(pool.deadline(), Some(at));
+    let early = now + Policy::default().idle_timeout.saturating_sub(SECOND);
+    assert_eq!(pool.handle(early, Event::DeadlineReached), []);
+    assert_eq!(
+        pool.handle(at, Event::DeadlineReached),
+        [Action::PowerDown(VmId(1))]
+    );
+    assert_eq!(pool.deadline(), None);
+}
+
+#[test]
+fn what_up_asked_for_stays_until_down() {
+    let (mut pool, now) = pool(4);
+    let boots = [Action::Boot(VmId(1)), Action::Boot(VmId(2))];
+    assert_eq!(pool.handle(now, Event::Up(2)), boots);
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, Event::VmReady(VmId(2)));
+    assert_eq!(pool.deadline(), None);
+    let downs = [Action::PowerDown(VmId(1)), Action::PowerDown(VmId(2))];
+    let mut got = pool.handle(now, Event::Down(Down::Drain));
+    got.sort_by_key(|action| format!("{action:?}"));
+    assert_eq!(got, downs);
+}
+
+#[test]
+fn a_vm_that_ended_is_replaced_where_up_asked_for_it() {
+    let (mut pool, now) = pool(4);
+    pool.handle(now, Event::Up(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    assert_eq!(
+        pool.handle(now, Event::VmExited(VmId(1), failed("killed"))),
+        []
+    );
+    let at = now + Policy::default().retry_first;
+    assert_eq!(pool.deadline(), Some(at));
+    assert_eq!(
+        pool.handle(at, Event::DeadlineReached),
+        [Action::Boot(VmId(2))]
+    );
+}
+
+#[test]
+fn a_vm_that_dies_at_work_is_replaced_at_once() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, open(2));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    let died = Event::VmExited(VmId(1), failed("QEMU was killed"));
+    assert_eq!(pool.handle(now, died), [Action::Boot(VmId(2))]);
+}
+
+#[test]
+fn a_stopping_vm_still_counts_against_the_maximum() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, close(1));
+    let later = now + Policy::default().idle_timeout;
+    assert_eq!(
+        pool.handle(later, Event::DeadlineReached),
+        [Action::PowerDown(VmId(1))]
+    );
+    assert_eq!(pool.handle(later, open(2)), []);
+    let gone = Event::VmExited(VmId(1), Exit::Stopped);
+    assert_eq!(pool.handle(later, gone), [Action::Boot(VmId(2))]);
+}
+
+#[test]
+fn three_failed_starts_in_a_row_reject_those_who_wait_with_the_reason() {
+    let (mut pool, mut now) = pool(4);
+    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    for vm in 1..=2 {
+        assert_eq!(
+            pool.handle(now, Event::VmExited(VmId(vm), failed("no agent"))),
+            []
+        );
+        now = pool.deadline().unwrap();
+        assert_eq!(
+            pool.handle(now, Event::DeadlineReached),
+            [Action::Boot(VmId(vm + 1))]
+        );
+    }
+    let third = pool.handle(now, Event::VmExited(VmId(3), failed("no agent")));
+    assert_eq!(third, [start_failed(1, "no agent")]);
+}
+
+#[test]
+fn a_session_that_comes_while_starts_fail_gets_one_more_try() {
+    let (mut pool, mut now) = pool(4);
+    pool.handle(now, open(1));
+    for vm in 1..=3 {
+        pool.handle(now, Event::VmExited(VmId(vm), failed("no agent")));
+        now = pool.deadline().unwrap_or(now);
+        pool.handle(now, Event::DeadlineReached);
+    }
+    assert_eq!(pool.handle(now, open(2)), []);
+    assert_eq!(pool.handle(now, open(3)), []);
+    now = pool.deadline().unwrap();
+    assert_eq!(
+        pool.handle(now, Event::DeadlineReached),
+        [Action::Boot(VmId(4))]
+    );
+    let got = pool.handle(now, Event::VmExited(VmId(4), failed("no agent")));
+    assert_eq!(
+        got,
+        [start_failed(2, "no agent"), start_failed(3, "no agent")]
+    );
+}
+
+#[test]
+fn a_start_that_cannot_be_helped_rejects_at_once() {
+    let (mut pool, now) = pool(4);
+    pool.handle(now, open(1));
+    let exit = Exit::Failed {
+        reason: "no image".to_owned(),
+        retry: Retry::Pointless,
+    };
+    assert_eq!(
+        pool.handle(now, Event::VmExited(VmId(1), exit)),
+        [start_failed(1, "no image")]
+    );
+}
+
+#[test]
+fn a_boot_that_takes_too_long_is_given_up() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    let at = now + Policy::default().boot_timeout;
+    assert_eq!(pool.deadline(), Some(at));
+    assert_eq!(
+        pool.handle(at, Event::DeadlineReached),
+        [Action::Kill(VmId(1))]
+    );
+}
+
+#[test]
+fn down_lets_sessions_end_and_rejects_those_who_wait() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, open(2));
+    let rejected = Action::Reject {
+        session: SessionId(2),
+        reason: Rejection::Down,
+    };
+    assert_eq!(pool.handle(now, Event::Down(Down::Drain)), [rejected]);
+    assert_eq!(pool.handle(now, close(1)), [Action::PowerDown(VmId(1))]);
+    assert!(!pool.is_down());
+    pool.handle(now, Event::VmExited(VmId(1), Exit::Stopped));
+    assert!(pool.is_down());
+}
+
+#[test]
+fn down_now_kills_what_runs_and_what_was_draining() {
+    let (mut pool, now) = pool(2);
+    pool.handle(now, open(1));
+    pool.handle(now, open(2));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    assert_eq!(pool.handle(now, Event::Down(Down::Drain)).len(), 2);
+    let kills = [Action::Kill(VmId(1)), Action::Kill(VmId(2))];
+    assert_eq!(pool.handle(now, Event::Down(Down::Now)), kills);
+}
+
+#[test]
+fn a_pool_that_is_down_takes_nobody_until_it_is_up_again() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, Event::Down(Down::Drain));
+    let rejected = Action::Reject {
+        session: SessionId(1),
+        reason: Rejection::Down,
+    };
+    assert_eq!(pool.handle(now, open(1)), [rejected]);
+    assert_eq!(pool.handle(now, Event::Up(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, open(2)), []);
+}
+
+#[test]
+fn a_full_queue_rejects() {
+    let (mut pool, now) = pool(1);
+    pool.policy.max_queued = 2;
+    pool.handle(now, open(1));
+    pool.handle(now, open(2));
+    let reason = Rejection::QueueFull { waiting: 2 };
+    assert_eq!(
+        pool.handle(now, open(3)),
+        [Action::Reject {
+            session: SessionId(3),
+            reason
+        }]
+    );
+}
+
+#[test]
+fn status_shows_what_the_pool_knows() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmExited(VmId(1), failed("no agent")));
+    pool.handle(now, open(2));
+    let later = now + Duration::from_millis(500);
+    insta::assert_json_snapshot!(pool.status(later), @r#"
+    {
+      "mode": "open",
+      "max-vms": 1,
+      "demand": 2,
+      "vms": [],
+      "queued": [
+        1,
+        2
+      ],
+      "start-failures": 1,
+      "start-failure": "no agent",
+      "retry-in-s": 10
+    }
+    "#);
+}
