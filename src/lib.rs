@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod image;
 pub mod manager;
 pub mod nix;
+pub mod paths;
 pub mod pool;
 pub mod session;
 pub mod vm;

@@ -1,0 +1,83 @@
+//! xpool.toml as it is written.
+
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::vm::Network;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawConfig {
+    pub(super) gateway: RawGateway,
+    /// For every system.
+    pub(super) pool: RawPool,
+    pub(super) systems: RawSystems,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawGateway {
+    pub(super) listen: Option<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawSystems {
+    #[serde(rename = "aarch64-linux")]
+    pub(super) aarch64_linux: RawPool,
+    #[serde(rename = "riscv64-linux")]
+    pub(super) riscv64_linux: RawPool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawPool {
+    pub(super) min_vms: Option<u32>,
+    pub(super) max_vms: Option<toml::Spanned<u32>>,
+    pub(super) slots_per_vm: Option<toml::Spanned<u32>>,
+    pub(super) vcpus: Option<toml::Spanned<u32>>,
+    pub(super) memory_mib: Option<toml::Spanned<u32>>,
+    pub(super) network: Option<Network>,
+    pub(super) build_machines: Option<toml::Spanned<u32>>,
+    pub(super) idle_timeout: Option<HumanDuration>,
+    pub(super) boot_timeout: Option<HumanDuration>,
+    pub(super) stop_grace: Option<HumanDuration>,
+}
+
+impl RawPool {
+    /// This, and the defaults' values where this says nothing.
+    pub(super) fn or(self, defaults: &Self) -> Self {
+        Self {
+            min_vms: self.min_vms.or(defaults.min_vms),
+            max_vms: self.max_vms.or_else(|| defaults.max_vms.clone()),
+            slots_per_vm: self.slots_per_vm.or_else(|| defaults.slots_per_vm.clone()),
+            vcpus: self.vcpus.or_else(|| defaults.vcpus.clone()),
+            memory_mib: self.memory_mib.or_else(|| defaults.memory_mib.clone()),
+            network: self.network.or(defaults.network),
+            build_machines: self
+                .build_machines
+                .or_else(|| defaults.build_machines.clone()),
+            idle_timeout: self.idle_timeout.or(defaults.idle_timeout),
+            boot_timeout: self.boot_timeout.or(defaults.boot_timeout),
+            stop_grace: self.stop_grace.or(defaults.stop_grace),
+        }
+    }
+}
+
+/// A duration as people write it: `90s`, `10m`, `1h 30m`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HumanDuration(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match humantime::parse_duration(&text) {
+            Ok(duration) => Ok(Self(duration)),
+            Err(_) => Err(D::Error::custom(format!(
+                "`{text}` is not a duration such as `90s`, `10m` or `1h 30m`"
+            ))),
+        }
+    }
+}
