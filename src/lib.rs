@@ -10,4 +10,5 @@ pub mod nix;
 pub mod paths;
 pub mod pool;
 pub mod session;
+pub mod shutdown;
 pub mod vm;

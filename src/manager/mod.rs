@@ -1,3 +1,263 @@
-//! The one task that owns the pools, and what its callers hold.
+//! The one task that owns the pools: takes events, asks the pure core, performs its actions.
+//!
+//! Everything that changes a pool happens here, one event after the other. Callers hold a [`ManagerHandle`]; VMs have a
+//! supervisor task each; sessions have a ticket.
 
+mod handle;
+pub mod status;
+mod supervisor;
+mod system;
 pub mod ticket;
+mod waiting;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use handle::Command;
+pub use handle::ManagerHandle;
+use status::Status;
+use supervisor::VmNews;
+use system::ManagedSystem;
+use ticket::{NewSession, SessionDesk};
+
+use crate::nix::System;
+use crate::pool::policy::Policy;
+use crate::pool::{Down, Event, SessionId, VmId};
+use crate::shutdown::Shutdown;
+use crate::vm::{VmBackend, VmSpec};
+
+/// Makes what it takes to run a VM of a system, by name; an error says what is missing and what to do.
+pub type SpecMaker = dyn Fn(System, &str) -> anyhow::Result<VmSpec> + Send + Sync;
+
+/// How the manager makes VMs.
+pub struct VmFactory<B> {
+    /// Starts them.
+    pub backend: Arc<B>,
+    /// Called off the manager's task, so it may take its time.
+    pub spec: Arc<SpecMaker>,
+    /// Where the console log of a VM of this name is.
+    pub console_log: Arc<dyn Fn(&str) -> PathBuf + Send + Sync>,
+}
+
+impl<B> Clone for VmFactory<B> {
+    fn clone(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+            spec: self.spec.clone(),
+            console_log: self.console_log.clone(),
+        }
+    }
+}
+
+/// Who waits for which systems to be down.
+type DownWaiter = (Vec<System>, oneshot::Sender<()>);
+
+/// Something that happened to a VM or a session, told by the tasks that the manager started.
+#[derive(Debug)]
+enum News {
+    Vm(System, VmId, VmNews),
+    Session(System, SessionId, SessionNews),
+}
+
+#[derive(Debug)]
+enum SessionNews {
+    /// It does this now.
+    Activity(String),
+    /// Its front end has let go of it.
+    Dropped,
+}
+
+/// The owner of all pools.
+pub struct Manager<B: VmBackend> {
+    systems: BTreeMap<System, ManagedSystem<B>>,
+    new_sessions: mpsc::Receiver<NewSession>,
+    commands: mpsc::Receiver<Command>,
+    news: mpsc::UnboundedReceiver<News>,
+    changes: watch::Sender<Status>,
+    downs: Vec<DownWaiter>,
+    sessions: u64,
+}
+
+impl<B: VmBackend> Manager<B> {
+    /// A manager for these pools, and the handle to it.
+    pub fn new(
+        policies: BTreeMap<System, Policy>,
+        factory: &VmFactory<B>,
+    ) -> (Self, ManagerHandle) {
+        let (desk, new_sessions) = SessionDesk::channel();
+        let (to_manager, commands) = mpsc::channel(64);
+        // Unbounded, so that no task the manager waits for ever waits for the manager. Its senders are the tasks of VMs
+        // and sessions, of which there is a bounded number, and each says a few things per session.
+        let (to_news, news) = mpsc::unbounded_channel();
+        let (changes, watching) = watch::channel(Status::default());
+        let systems = policies
+            .into_iter()
+            .map(|(system, policy)| {
+                (
+                    system,
+                    ManagedSystem::new(system, policy, factory.clone(), to_news.clone()),
+                )
+            })
+            .collect();
+        let handle = ManagerHandle::new(desk, to_manager, watching);
+        let manager = Self {
+            systems,
+            new_sessions,
+            commands,
+            news,
+            changes,
+            downs: Vec::new(),
+            sessions: 0,
+        };
+        (manager, handle)
+    }
+
+    /// Runs until it was told to shut down and every VM is gone.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        for system in self.systems.values_mut() {
+            // Starts the VMs that are always to be there.
+            system.handle(now(), Event::DeadlineReached);
+        }
+        let (mut draining, mut killing) = (false, false);
+        loop {
+            self.after_each_event();
+            if draining && self.systems.values().all(ManagedSystem::is_down) {
+                return;
+            }
+            let deadline = self
+                .systems
+                .values()
+                .filter_map(ManagedSystem::deadline)
+                .min();
+            tokio::select! {
+                Some(session) = self.new_sessions.recv() => self.open(session),
+                Some(command) = self.commands.recv() => self.command(command),
+                Some(news) = self.news.recv() => self.take(news),
+                () = until(deadline) => self.deadline_reached(),
+                () = shutdown.drain.cancelled(), if !draining => {
+                    draining = true;
+                    self.down_all(Down::Drain);
+                }
+                () = shutdown.now.cancelled(), if !killing => {
+                    (draining, killing) = (true, true);
+                    self.down_all(Down::Now);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, session: NewSession) {
+        self.sessions += 1;
+        let id = SessionId(self.sessions);
+        if let Some(system) = self.systems.get_mut(&session.request.system) {
+            system.open(now(), id, session);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Up {
+                system,
+                count,
+                reply,
+            } => {
+                if let Some(system) = self.systems.get_mut(&system) {
+                    system.handle(now(), Event::Up(count));
+                }
+                // A caller that has gone does not want to know.
+                let _ = reply.send(());
+            }
+            Command::Down {
+                systems,
+                how,
+                reply,
+            } => {
+                for system in &systems {
+                    if let Some(system) = self.systems.get_mut(system) {
+                        system.handle(now(), Event::Down(how));
+                    }
+                }
+                self.downs.push((systems, reply));
+            }
+            Command::Status { reply } => {
+                let _ = reply.send(self.status());
+            }
+        }
+    }
+
+    fn take(&mut self, news: News) {
+        match news {
+            News::Vm(system, vm, news) => {
+                if let Some(system) = self.systems.get_mut(&system) {
+                    system.vm_news(now(), vm, news);
+                }
+            }
+            News::Session(system, session, news) => {
+                if let Some(system) = self.systems.get_mut(&system) {
+                    system.session_news(now(), session, news);
+                }
+            }
+        }
+    }
+
+    fn deadline_reached(&mut self) {
+        let now = now();
+        for system in self.systems.values_mut() {
+            if system.deadline().is_some_and(|at| at <= now) {
+                system.handle(now, Event::DeadlineReached);
+            }
+        }
+    }
+
+    fn down_all(&mut self, how: Down) {
+        for system in self.systems.values_mut() {
+            system.handle(now(), Event::Down(how));
+        }
+    }
+
+    fn after_each_event(&mut self) {
+        for system in self.systems.values_mut() {
+            system.tell_waiting(now());
+        }
+        let systems = &self.systems;
+        let is_down = |name: &System| systems.get(name).is_none_or(ManagedSystem::is_down);
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.downs)
+            .into_iter()
+            .partition(|(names, _)| names.iter().all(is_down));
+        self.downs = waiting;
+        for (_, reply) in done {
+            // A caller that has gone does not want to know.
+            let _ = reply.send(());
+        }
+        self.changes.send_replace(self.status());
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            systems: self
+                .systems
+                .values()
+                .map(|system| system.status(now()))
+                .collect(),
+        }
+    }
+}
+
+/// The only place that reads the clock: tokio's, which tests can stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,79 @@
+//! What the manager shows of itself: pools, VMs, sessions.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nix::System;
+use crate::pool::Mode;
+use crate::pool::status::VmStage;
+
+/// Everything at one moment; the JSON of `xpool status --json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// Each system's pool.
+    pub systems: Vec<SystemStatus>,
+}
+
+/// One system's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SystemStatus {
+    /// Which one.
+    pub system: System,
+    /// Whether it serves.
+    pub mode: Mode,
+    /// VMs at the most.
+    pub max_vms: u32,
+    /// Its VMs, oldest first.
+    pub vms: Vec<VmView>,
+    /// Its sessions, in the order of their arrival.
+    pub sessions: Vec<SessionView>,
+    /// Failed starts in a row.
+    pub start_failures: u32,
+    /// Why the last start failed, if it did.
+    pub start_failure: Option<String>,
+    /// Whole seconds until the next start is tried, while one is held back.
+    pub retry_in_s: Option<u64>,
+}
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmView {
+    /// Its name: `riscv64-1`.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: VmStage,
+    /// What it is waiting for while it boots.
+    pub stage: String,
+    /// Whole seconds since its start.
+    pub age_s: u64,
+    /// How long its start took, in milliseconds, once it was ready.
+    pub boot_ms: Option<u64>,
+    /// Whole seconds since it last served, when it is idle.
+    pub idle_s: Option<u64>,
+    /// How many sessions it serves.
+    pub sessions: usize,
+    /// Its console log.
+    pub console_log: PathBuf,
+}
+
+/// One session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionView {
+    /// Its number.
+    pub id: u64,
+    /// The slot it came in by: `riscv64-03`.
+    pub slot: String,
+    /// Who it is.
+    pub client: String,
+    /// The VM that serves it; none while it waits.
+    pub vm: Option<String>,
+    /// What it does, or what it waits for.
+    pub activity: String,
+    /// Whole seconds since it came.
+    pub age_s: u64,
+}

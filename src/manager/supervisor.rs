@@ -1,0 +1,230 @@
+//! One task per VM: boot it, open sessions in it, stop it, and tell the manager. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::pool::{Exit, Retry, SessionId};
+use crate::vm::{Hop, RunningVm, VmBackend, VmExit, VmSpec};
+
+/// How long a guest may take to close a session's port after its client has gone. Killing a build's processes takes an
+/// emulated guest a second or two; a guest that needs this long hangs.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the manager tells a VM's supervisor.
+#[derive(Debug)]
+pub(super) enum VmCommand {
+    /// Open a session on a free slot.
+    Open(SessionId),
+    /// The session is over; its slot can be freed.
+    Release(SessionId),
+    /// Shut down.
+    PowerDown,
+    /// End at once.
+    Kill,
+}
+
+/// What a VM's supervisor tells the manager.
+#[derive(Debug)]
+pub(super) enum VmNews {
+    /// The boot has come to this.
+    Stage(String),
+    /// It can serve.
+    Ready,
+    /// A session's way in is open.
+    HopOpened(SessionId, Hop),
+    /// A session's way in could not be opened; the VM is being ended.
+    HopFailed(SessionId, String),
+    /// A session's slot can be used again.
+    SlotFree(SessionId),
+    /// The VM is gone. The last news of it.
+    Ended(Exit),
+}
+
+/// Makes the specification of a VM with the given name; may take its time. An error cannot be helped by trying again.
+pub(super) type MakeSpec = Box<dyn FnOnce() -> anyhow::Result<VmSpec> + Send>;
+
+/// Runs one VM from its start to its end.
+pub(super) async fn supervise<B: VmBackend>(
+    backend: Arc<B>,
+    make_spec: MakeSpec,
+    mut commands: mpsc::UnboundedReceiver<VmCommand>,
+    news: impl Fn(VmNews) + Clone + Send + Sync + 'static,
+) {
+    let exit = match start(&*backend, make_spec, &mut commands, &news).await {
+        Ok(vm) => {
+            news(VmNews::Ready);
+            serve(Arc::new(vm), commands, &news).await
+        }
+        Err(exit) => exit,
+    };
+    news(VmNews::Ended(exit));
+}
+
+async fn start<B: VmBackend>(
+    backend: &B,
+    make_spec: MakeSpec,
+    commands: &mut mpsc::UnboundedReceiver<VmCommand>,
+    news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
+) -> Result<B::Vm, Exit> {
+    news(VmNews::Stage("checking the image".to_owned()));
+    let spec = match tokio::task::spawn_blocking(make_spec).await {
+        Ok(Ok(spec)) => spec,
+        Ok(Err(error)) => return Err(failed(&error, Retry::Pointless)),
+        Err(panic) => return Err(failed(&panic.into(), Retry::Pointless)),
+    };
+    let abort = CancellationToken::new();
+    let tell = news.clone();
+    let progress = move |stage: &str| tell(VmNews::Stage(stage.to_owned()));
+    let mut boot = std::pin::pin!(backend.boot(spec, &progress, abort.clone()));
+    loop {
+        tokio::select! {
+            booted = &mut boot => {
+                return booted.map_err(|error| {
+                    if abort.is_cancelled() { Exit::Stopped } else { failed(&error, Retry::Later) }
+                });
+            }
+            command = commands.recv(), if !abort.is_cancelled() => match command {
+                Some(VmCommand::PowerDown | VmCommand::Kill) | None => abort.cancel(),
+                // The manager opens sessions only in VMs that are ready.
+                Some(VmCommand::Open(_) | VmCommand::Release(_)) => {}
+            },
+        }
+    }
+}
+
+fn failed(error: &anyhow::Error, retry: Retry) -> Exit {
+    Exit::Failed {
+        reason: format!("{error:#}"),
+        retry,
+    }
+}
+
+async fn serve<V: RunningVm>(
+    vm: Arc<V>,
+    mut commands: mpsc::UnboundedReceiver<VmCommand>,
+    news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
+) -> Exit {
+    let mut slots = Slots::default();
+    let mut sessions = JoinSet::new();
+    // Why the VM has to go, when that is not its own or the manager's doing.
+    let mut broken: Option<String> = None;
+    let exit = loop {
+        tokio::select! {
+            exit = vm.ended() => break exit,
+            command = commands.recv() => match command {
+                Some(VmCommand::Open(session)) => {
+                    let (slot, release) = slots.take(session);
+                    sessions.spawn(serve_session(vm.clone(), slot, session, release, news.clone()));
+                }
+                Some(VmCommand::Release(session)) => slots.release(session),
+                Some(VmCommand::PowerDown) => vm.power_down(),
+                Some(VmCommand::Kill) | None => vm.kill(),
+            },
+            Some(Ok((session, ended))) = sessions.join_next() => {
+                slots.free(session);
+                match ended {
+                    Ok(()) => news(VmNews::SlotFree(session)),
+                    Err(error) => {
+                        warn!(session = session.0, error, "the VM does not do what it should and is ended");
+                        broken.get_or_insert(error);
+                        vm.kill();
+                    }
+                }
+            }
+        }
+    };
+    sessions.shutdown().await;
+    let reason = match (exit, broken) {
+        (_, Some(error)) => error,
+        (VmExit::Died(cause), None) => cause,
+        (VmExit::Stopped, None) => return Exit::Stopped,
+    };
+    Exit::Failed {
+        reason,
+        retry: Retry::Later,
+    }
+}
+
+async fn serve_session<V: RunningVm>(
+    vm: Arc<V>,
+    slot: u32,
+    session: SessionId,
+    release: oneshot::Receiver<()>,
+    news: impl Fn(VmNews) + Send + Sync,
+) -> (SessionId, Result<(), String>) {
+    match vm.open_hop(slot).await {
+        Ok(hop) => news(VmNews::HopOpened(session, hop)),
+        Err(error) => {
+            let error = format!("no session could be opened in the guest: {error:#}");
+            news(VmNews::HopFailed(session, error.clone()));
+            return (session, Err(error));
+        }
+    }
+    // An error means that the supervisor is gone, which ends this task as well.
+    let _ = release.await;
+    debug!(
+        session = session.0,
+        slot, "waiting for the guest to close the session"
+    );
+    let freed = match tokio::time::timeout(RELEASE_DEADLINE, vm.slot_released(slot)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!(
+            "the guest did not close session port {slot}: {error:#}"
+        )),
+        Err(_) => {
+            let seconds = RELEASE_DEADLINE.as_secs();
+            Err(format!(
+                "the guest did not close session port {slot} within {seconds} s"
+            ))
+        }
+    };
+    (session, freed)
+}
+
+/// Which session has which slot, and how to tell its task that it is over.
+#[derive(Default)]
+struct Slots(Vec<Option<(SessionId, Option<oneshot::Sender<()>>)>>);
+
+impl Slots {
+    /// The first free slot. The pool never gives a VM more sessions than it has slots.
+    fn take(&mut self, session: SessionId) -> (u32, oneshot::Receiver<()>) {
+        let (release, released) = oneshot::channel();
+        let entry = Some((session, Some(release)));
+        let index = self
+            .0
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.0.len());
+        if let Some(free) = self.0.get_mut(index) {
+            *free = entry;
+        } else {
+            self.0.push(entry);
+        }
+        (u32::try_from(index).unwrap_or(u32::MAX), released)
+    }
+
+    fn release(&mut self, session: SessionId) {
+        let entry = self
+            .0
+            .iter_mut()
+            .flatten()
+            .find(|(holder, _)| *holder == session);
+        if let Some(release) = entry.and_then(|(_, release)| release.take()) {
+            // The task may have ended already, with an error that is on its way.
+            let _ = release.send(());
+        }
+    }
+
+    fn free(&mut self, session: SessionId) {
+        for slot in &mut self.0 {
+            if slot.as_ref().is_some_and(|(holder, _)| *holder == session) {
+                *slot = None;
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! One system's pool with everything that belongs to it: the core's decisions made true.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::status::{SessionView, SystemStatus, VmView};
+use super::supervisor::{VmCommand, VmNews, supervise};
+use super::ticket::{NewSession, SessionRequest, SessionUpdate};
+use super::{News, SessionNews, VmFactory, waiting};
+use crate::nix::System;
+use crate::pool::policy::Policy;
+use crate::pool::status::PoolStatus;
+use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
+use crate::vm::VmBackend;
+
+pub(super) struct ManagedSystem<B> {
+    system: System,
+    pool: Pool,
+    slots_per_vm: usize,
+    factory: VmFactory<B>,
+    news: mpsc::UnboundedSender<News>,
+    vms: BTreeMap<VmId, ManagedVm>,
+    sessions: BTreeMap<SessionId, ManagedSession>,
+}
+
+struct ManagedVm {
+    name: String,
+    stage: String,
+    console_log: PathBuf,
+    started: Instant,
+    ready: Option<Instant>,
+    commands: mpsc::UnboundedSender<VmCommand>,
+}
+
+struct ManagedSession {
+    request: SessionRequest,
+    updates: mpsc::Sender<SessionUpdate>,
+    opened: Instant,
+    vm: Option<VmId>,
+    activity: String,
+}
+
+impl<B: VmBackend> ManagedSystem<B> {
+    pub(super) fn new(
+        system: System,
+        policy: Policy,
+        factory: VmFactory<B>,
+        news: mpsc::UnboundedSender<News>,
+    ) -> Self {
+        let slots_per_vm = policy.slots_per_vm.get() as usize;
+        let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
+        Self {
+            system,
+            pool: Pool::new(policy),
+            slots_per_vm,
+            factory,
+            news,
+            vms,
+            sessions,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.pool.deadline()
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.pool.is_down()
+    }
+
+    /// Lets the core decide and does what it says.
+    pub(super) fn handle(&mut self, now: Instant, event: Event) {
+        for action in self.pool.handle(now, event) {
+            self.perform(now, action);
+        }
+    }
+
+    pub(super) fn open(&mut self, now: Instant, id: SessionId, session: NewSession) {
+        let NewSession {
+            request,
+            updates,
+            activity,
+        } = session;
+        info!(
+            session = id.0,
+            slot = request.slot,
+            client = request.client,
+            "session opened"
+        );
+        tokio::spawn(watch_session(
+            self.system,
+            id,
+            updates.clone(),
+            activity,
+            self.news.clone(),
+        ));
+        let session = ManagedSession {
+            request,
+            updates,
+            opened: now,
+            vm: None,
+            activity: String::new(),
+        };
+        self.sessions.insert(id, session);
+        self.handle(now, Event::SessionOpened(id));
+    }
+
+    fn perform(&mut self, now: Instant, action: Action) {
+        match action {
+            Action::Boot(vm) => self.boot(now, vm),
+            Action::Assign { session, vm } => {
+                if let Some(managed) = self.sessions.get_mut(&session) {
+                    managed.vm = Some(vm);
+                    "connecting".clone_into(&mut managed.activity);
+                }
+                self.command(vm, VmCommand::Open(session));
+            }
+            Action::Reject { session, reason } => self.reject(session, &reason),
+            Action::PowerDown(vm) => self.command(vm, VmCommand::PowerDown),
+            Action::Kill(vm) => self.command(vm, VmCommand::Kill),
+        }
+    }
+
+    fn boot(&mut self, now: Instant, id: VmId) {
+        let name = self.vm_name(id);
+        info!(
+            vm = name,
+            demand = self.pool.status(now).demand,
+            live = self.vms.len() + 1,
+            "starting a VM"
+        );
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let (news, system) = (self.news.clone(), self.system);
+        let tell = move |told| {
+            // The manager outlives its VMs; without it there is nobody to tell.
+            let _ = news.send(News::Vm(system, id, told));
+        };
+        let (spec, spec_name) = (self.factory.spec.clone(), name.clone());
+        let make_spec = Box::new(move || spec(system, &spec_name));
+        tokio::spawn(supervise(
+            self.factory.backend.clone(),
+            make_spec,
+            receiver,
+            tell,
+        ));
+        let console_log = (self.factory.console_log)(&name);
+        let stage = "starting".to_owned();
+        self.vms.insert(
+            id,
+            ManagedVm {
+                name,
+                stage,
+                console_log,
+                started: now,
+                ready: None,
+                commands,
+            },
+        );
+    }
+
+    fn vm_name(&self, id: VmId) -> String {
+        format!("{}-{}", self.system.cpu(), id.0)
+    }
+
+    fn command(&self, vm: VmId, command: VmCommand) {
+        if let Some(vm) = self.vms.get(&vm) {
+            // A supervisor that has ended has said so, or is about to.
+            let _ = vm.commands.send(command);
+        }
+    }
+
+    fn reject(&mut self, id: SessionId, reason: &Rejection) {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        warn!(session = id.0, %reason, "session rejected");
+        let cpu = self.system.cpu();
+        let text = match reason {
+            Rejection::Down => format!(
+                "the {} pool is down: start it with `xpool up {cpu}`",
+                self.system
+            ),
+            _ => reason.to_string(),
+        };
+        session.tell(SessionUpdate::Rejected(text));
+    }
+
+    pub(super) fn vm_news(&mut self, now: Instant, id: VmId, news: VmNews) {
+        match news {
+            VmNews::Stage(stage) => {
+                if let Some(vm) = self.vms.get_mut(&id) {
+                    vm.stage = stage;
+                }
+            }
+            VmNews::Ready => {
+                if let Some(vm) = self.vms.get_mut(&id) {
+                    let boot = now.saturating_duration_since(vm.started);
+                    info!(vm = vm.name, boot_s = boot.as_secs_f32(), "VM ready");
+                    vm.ready = Some(now);
+                    vm.stage.clear();
+                }
+                self.handle(now, Event::VmReady(id));
+            }
+            VmNews::HopOpened(session, hop) => {
+                // A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
+                if let (Some(session), Some(vm)) = (self.sessions.get(&session), self.vms.get(&id))
+                {
+                    session.tell(SessionUpdate::Granted {
+                        vm: vm.name.clone(),
+                        hop,
+                    });
+                }
+            }
+            VmNews::HopFailed(session, error) => {
+                if let Some(session) = self.sessions.remove(&session) {
+                    session.tell(SessionUpdate::Rejected(format!(
+                        "{}: {error}",
+                        self.vm_name(id)
+                    )));
+                }
+            }
+            VmNews::SlotFree(session) => {
+                self.sessions.remove(&session);
+                self.handle(now, Event::SessionClosed(session));
+            }
+            VmNews::Ended(exit) => self.vm_ended(now, id, exit),
+        }
+    }
+
+    fn vm_ended(&mut self, now: Instant, id: VmId, exit: Exit) {
+        let Some(vm) = self.vms.remove(&id) else {
+            return;
+        };
+        let cause = match &exit {
+            Exit::Stopped => "it was stopped".to_owned(),
+            Exit::Failed { reason, .. } => reason.clone(),
+        };
+        match exit {
+            Exit::Stopped => info!(vm = vm.name, "VM stopped"),
+            Exit::Failed { .. } => warn!(vm = vm.name, cause, "VM ended by itself"),
+        }
+        let log = || vm.console_log.clone();
+        let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.sessions)
+            .into_iter()
+            .partition(|(_, session)| session.vm == Some(id));
+        self.sessions = others;
+        for session in served.into_values() {
+            session.tell(SessionUpdate::VmGone {
+                vm: vm.name.clone(),
+                cause: cause.clone(),
+                log: log(),
+            });
+        }
+        self.handle(now, Event::VmExited(id, exit));
+    }
+
+    pub(super) fn session_news(&mut self, now: Instant, id: SessionId, news: SessionNews) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        match news {
+            SessionNews::Activity(activity) => {
+                info!(session = id.0, activity, "session");
+                session.activity = activity;
+            }
+            SessionNews::Dropped => {
+                info!(session = id.0, "session closed");
+                if let Some(vm) = session.vm {
+                    "ending".clone_into(&mut session.activity);
+                    self.command(vm, VmCommand::Release(id));
+                } else {
+                    self.sessions.remove(&id);
+                    self.handle(now, Event::SessionClosed(id));
+                }
+            }
+        }
+    }
+
+    /// Tells the sessions that wait what they wait for, where that has changed.
+    pub(super) fn tell_waiting(&mut self, now: Instant) {
+        let pool = self.pool.status(now);
+        let vms = self.vm_views(&pool, now);
+        for (position, id) in pool.queued.iter().enumerate() {
+            let Some(session) = self.sessions.get_mut(id) else {
+                continue;
+            };
+            let text = waiting::text(&pool, &vms, position, self.slots_per_vm);
+            if session.activity != text {
+                session.activity.clone_from(&text);
+                session.tell(SessionUpdate::Waiting(text));
+            }
+        }
+    }
+
+    pub(super) fn status(&self, now: Instant) -> SystemStatus {
+        let pool = self.pool.status(now);
+        SystemStatus {
+            system: self.system,
+            mode: pool.mode,
+            max_vms: pool.max_vms,
+            vms: self.vm_views(&pool, now),
+            sessions: self
+                .sessions
+                .iter()
+                .map(|(id, session)| self.session_view(*id, session, now))
+                .collect(),
+            start_failures: pool.start_failures,
+            start_failure: pool.start_failure,
+            retry_in_s: pool.retry_in_s,
+        }
+    }
+
+    fn vm_views(&self, pool: &PoolStatus, now: Instant) -> Vec<VmView> {
+        let view = |status: &crate::pool::status::VmStatus| {
+            let vm = self.vms.get(&status.id)?;
+            let boot = vm
+                .ready
+                .map(|ready| ready.saturating_duration_since(vm.started));
+            Some(VmView {
+                name: vm.name.clone(),
+                state: status.state,
+                stage: vm.stage.clone(),
+                age_s: now.saturating_duration_since(vm.started).as_secs(),
+                boot_ms: boot.map(|boot| u64::try_from(boot.as_millis()).unwrap_or(u64::MAX)),
+                idle_s: status.idle_s,
+                sessions: status.sessions.len(),
+                console_log: vm.console_log.clone(),
+            })
+        };
+        pool.vms.iter().filter_map(view).collect()
+    }
+
+    fn session_view(&self, id: SessionId, session: &ManagedSession, now: Instant) -> SessionView {
+        SessionView {
+            id: id.0,
+            slot: session.request.slot.clone(),
+            client: session.request.client.clone(),
+            vm: session.vm.map(|vm| self.vm_name(vm)),
+            activity: session.activity.clone(),
+            age_s: now.saturating_duration_since(session.opened).as_secs(),
+        }
+    }
+}
+
+impl ManagedSession {
+    /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.
+    fn tell(&self, update: SessionUpdate) {
+        let is_news_of_waiting = matches!(update, SessionUpdate::Waiting(_));
+        if is_news_of_waiting && self.updates.capacity() <= RESERVED_UPDATES {
+            return;
+        }
+        // A session whose front end has gone is about to be reported as dropped.
+        let _ = self.updates.try_send(update);
+    }
+}
+
+/// Room for `Granted` or `Rejected`, and `VmGone`.
+const RESERVED_UPDATES: usize = 2;
+
+/// Passes on what a session does, and that it ended, until it has.
+async fn watch_session(
+    system: System,
+    id: SessionId,
+    updates: mpsc::Sender<SessionUpdate>,
+    mut activity: mpsc::Receiver<String>,
+    news: mpsc::UnboundedSender<News>,
+) {
+    let tell = |told| {
+        // Without a manager there is nobody to tell.
+        let _ = news.send(News::Session(system, id, told));
+    };
+    while let Some(text) = activity.recv().await {
+        tell(SessionNews::Activity(text));
+    }
+    updates.closed().await;
+    tell(SessionNews::Dropped);
+}

@@ -1,0 +1,114 @@
+//! What a session that waits is told. Pure.
+
+use crate::pool::status::{PoolStatus, VmStage};
+
+use super::status::VmView;
+
+/// The text for the session at `position` (from 0) of the queue; `slots` is how many sessions a VM serves.
+pub(super) fn text(pool: &PoolStatus, vms: &[VmView], position: usize, slots: usize) -> String {
+    let booting: Vec<&VmView> = vms
+        .iter()
+        .filter(|vm| vm.state == VmStage::Booting)
+        .collect();
+    let ahead = match position {
+        0 => String::new(),
+        n => format!(", {n} ahead"),
+    };
+    if let Some(vm) = booting.get(position / slots).or(booting.last()) {
+        return format!("starting {}: {}{ahead}", vm.name, vm.stage);
+    }
+    if let (Some(failure), Some(seconds)) = (&pool.start_failure, pool.retry_in_s) {
+        return format!(
+            "the last start failed: {failure}; trying again within {}{ahead}",
+            rough(seconds)
+        );
+    }
+    let live = vms.len();
+    if live >= pool.max_vms as usize {
+        let vms = if live == 1 {
+            "the only VM is".to_owned()
+        } else {
+            format!("all {live} VMs are")
+        };
+        return format!("{vms} busy{ahead}");
+    }
+    format!("waiting for a VM{ahead}")
+}
+
+/// A time that does not change with every second, so that the text is not sent anew each time.
+fn rough(seconds: u64) -> String {
+    match seconds {
+        0..=60 => "a minute".to_owned(),
+        _ => format!("{} minutes", seconds.div_ceil(60)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Mode;
+
+    fn pool(max_vms: u32) -> PoolStatus {
+        PoolStatus {
+            mode: Mode::Open,
+            max_vms,
+            demand: 0,
+            vms: Vec::new(),
+            queued: Vec::new(),
+            start_failures: 0,
+            start_failure: None,
+            retry_in_s: None,
+        }
+    }
+
+    fn vm(name: &str, state: VmStage) -> VmView {
+        VmView {
+            name: name.to_owned(),
+            state,
+            stage: "waiting for the guest agent".to_owned(),
+            age_s: 0,
+            boot_ms: None,
+            idle_s: None,
+            sessions: 0,
+            console_log: "log".into(),
+        }
+    }
+
+    #[test]
+    fn a_session_is_told_of_the_vm_it_will_get() {
+        let vms = [
+            vm("riscv64-1", VmStage::Booting),
+            vm("riscv64-2", VmStage::Booting),
+        ];
+        let text = |position| text(&pool(4), &vms, position, 1);
+        assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
+        assert_eq!(
+            text(1),
+            "starting riscv64-2: waiting for the guest agent, 1 ahead"
+        );
+        assert_eq!(
+            text(2),
+            "starting riscv64-2: waiting for the guest agent, 2 ahead"
+        );
+    }
+
+    #[test]
+    fn a_session_is_told_that_all_are_busy() {
+        let ready = |name| vm(name, VmStage::Ready);
+        assert_eq!(
+            text(&pool(1), &[ready("riscv64-1")], 0, 1),
+            "the only VM is busy"
+        );
+        let two = [ready("riscv64-1"), ready("riscv64-2")];
+        assert_eq!(text(&pool(2), &two, 3, 1), "all 2 VMs are busy, 3 ahead");
+    }
+
+    #[test]
+    fn a_session_is_told_why_the_last_start_failed() {
+        let mut pool = pool(2);
+        pool.start_failure = Some("no agent".to_owned());
+        pool.retry_in_s = Some(15);
+        let expected = "the last start failed: no agent; trying again within a minute";
+        assert_eq!(text(&pool, &[], 0, 1), expected);
+    }
+}
