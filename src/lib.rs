@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has the way of one build, the code map and the invariants.
 
 pub mod config;
+pub mod control;
 pub mod gateway;
 pub mod image;
 pub mod manager;

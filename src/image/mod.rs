@@ -1,6 +1,9 @@
 //! Guest images: what they consist of, where they lie, how they are made and checked.
 
+pub mod build;
+mod digest;
 pub mod manifest;
+pub mod store;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,98 @@
+//! The manager's end of the control API.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Info, TakeDown, Up};
+use crate::manager::ManagerHandle;
+use crate::manager::status::Status;
+use crate::manager::ticket::ManagerGone;
+use crate::nix::System;
+use crate::pool::Down;
+use crate::shutdown::Shutdown;
+
+struct Api {
+    info: Info,
+    manager: ManagerHandle,
+    shutdown: Shutdown,
+}
+
+type Failure = (StatusCode, String);
+
+/// Serves the API until `end` is cancelled; requests that are being answered are answered first.
+pub async fn serve(
+    listener: UnixListener,
+    info: Info,
+    manager: ManagerHandle,
+    shutdown: Shutdown,
+    end: CancellationToken,
+) -> std::io::Result<()> {
+    let api = Arc::new(Api {
+        info,
+        manager,
+        shutdown,
+    });
+    let router = Router::new()
+        .route(
+            "/v1/info",
+            get(async |State(api): State<Arc<Api>>| Json(api.info.clone())),
+        )
+        .route("/v1/status", get(status))
+        .route("/v1/watch", get(watch))
+        .route("/v1/up", post(up))
+        .route("/v1/down", post(down))
+        .with_state(api);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(end.cancelled_owned())
+        .await
+}
+
+async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, Failure> {
+    Ok(Json(api.manager.status().await.map_err(gone)?))
+}
+
+async fn watch(State(api): State<Arc<Api>>) -> Body {
+    let changes = api.manager.changes();
+    let lines = futures::stream::unfold((changes, true), async |(mut changes, first)| {
+        if !first {
+            // Ends with the manager.
+            changes.changed().await.ok()?;
+        }
+        let mut line = serde_json::to_vec(&*changes.borrow_and_update()).ok()?;
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(line)), (changes, false)))
+    });
+    Body::from_stream(lines)
+}
+
+async fn up(State(api): State<Arc<Api>>, Json(up): Json<Up>) -> Result<(), Failure> {
+    if api.shutdown.drain.is_cancelled() {
+        return Err(gone(ManagerGone));
+    }
+    api.manager.up(up.system, up.count).await.map_err(gone)
+}
+
+async fn down(State(api): State<Arc<Api>>, Json(down): Json<TakeDown>) -> Result<(), Failure> {
+    if let Some(system) = down.system {
+        return api.manager.down(vec![system], down.how).await.map_err(gone);
+    }
+    match down.how {
+        Down::Drain => api.shutdown.drain.cancel(),
+        Down::Now => api.shutdown.now.cancel(),
+    }
+    // A manager that has gone meanwhile has done what was wanted.
+    let _ = api.manager.down(System::ALL.to_vec(), down.how).await;
+    Ok(())
+}
+
+fn gone(error: ManagerGone) -> Failure {
+    (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+}
