@@ -2,14 +2,19 @@
 //!
 //! ARCHITECTURE.md has the way of one build, the code map and the invariants.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod image;
+pub mod logging;
 pub mod manager;
 pub mod nix;
+pub mod output;
 pub mod paths;
 pub mod pool;
+pub mod serve;
 pub mod session;
 pub mod shutdown;
+pub mod state;
 pub mod vm;

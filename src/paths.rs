@@ -74,6 +74,11 @@ impl Paths {
         self.state.join("manager.lock")
     }
 
+    /// Held while a manager is being started in the background.
+    pub fn start_lock(&self) -> PathBuf {
+        self.state.join("start.lock")
+    }
+
     /// Where the manager is spoken to.
     pub fn control_socket(&self) -> PathBuf {
         self.state.join("control.sock")
@@ -87,6 +92,11 @@ impl Paths {
     /// The piece of ssh configuration that leads Nix to the gateway.
     pub fn ssh_config(&self) -> PathBuf {
         self.state.join("ssh_config")
+    }
+
+    /// The lines of the build machines, while a manager runs.
+    pub fn machines(&self) -> PathBuf {
+        self.state.join("machines")
     }
 
     /// The gateway's host key, as ssh wants to know it.

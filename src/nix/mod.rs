@@ -1,5 +1,7 @@
 //! What Nix calls things and how its protocol looks on the wire. No IO of its own.
 
+pub mod machines;
+
 use std::fmt;
 use std::str::FromStr;
 

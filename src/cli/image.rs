@@ -1,0 +1,162 @@
+//! `xpool image`.
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, parse_system};
+use crate::image::manifest::Manifest;
+use crate::image::store::{ImageError, ImageStore};
+use crate::image::{Image, build};
+use crate::nix::System;
+use crate::output::progress::Progress;
+use crate::output::table::{render, size};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// Make the image of a system out of Debian packages; does nothing where a good one is present
+    Build(BuildArgs),
+    /// List the images in use
+    List(ListArgs),
+    /// Read every byte of the images in use and compare with their manifests
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BuildArgs {
+    /// riscv64 or aarch64
+    #[arg(value_parser = parse_system)]
+    system: System,
+    /// Make a new one even where a good one is present
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// riscv64 or aarch64 [default: every image there is]
+    #[arg(value_parser = parse_system)]
+    system: Option<System>,
+}
+
+pub(super) async fn run(context: &Context, command: &ImageCommand) -> Result<()> {
+    match command {
+        ImageCommand::Build(args) => build(context, args).await,
+        ImageCommand::List(args) => list(context, args),
+        ImageCommand::Verify(args) => verify(context, args).await,
+    }
+}
+
+fn store(context: &Context) -> ImageStore {
+    ImageStore::new(context.paths.images())
+}
+
+async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
+    let present = check(context, args.system).await;
+    match present {
+        Ok(image) if !args.force => {
+            let dir = image.dir.display();
+            context.printer.done("Present", &format!("image {}, verified: `{dir}`", args.system));
+            return Ok(());
+        }
+        Ok(_) | Err(ImageError::Missing(_)) => {}
+        Err(error) => context.printer.warn(&format!("{error}; making a new one")),
+    }
+    make(context, args.system).await.map(drop)
+}
+
+/// The image in use for a system, every byte of it verified.
+pub(super) async fn check(context: &Context, system: System) -> Result<Image, ImageError> {
+    let store = store(context);
+    let image = store.current(system)?;
+    let (checked, at) = (image.clone(), image.dir.clone());
+    let verified = tokio::task::spawn_blocking(move || store.verify(&checked)).await;
+    verified.map_err(|panic| ImageError::Io { path: at, source: std::io::Error::other(panic) })??;
+    Ok(image)
+}
+
+/// Makes an image, with progress; Ctrl-C ends it with nothing left behind.
+pub(super) async fn make(context: &Context, system: System) -> Result<Image> {
+    let progress = Progress::new(context.printer, "Building", &format!("image {system}"));
+    let cancel = cancel_on_signals()?;
+    let log = context.paths.image_build_log(system);
+    let step = |step: &str| progress.step(step);
+    let image = build::build(&store(context), system, &log, &step, &cancel)
+        .await
+        .with_context(|| format!("building the image for {system}"))?;
+    progress.finish("Built", &format!("image {system} ({})", size(total(&image.manifest))));
+    Ok(image)
+}
+
+/// A token that the first SIGINT or SIGTERM cancels.
+fn cancel_on_signals() -> Result<CancellationToken> {
+    let shutdown = crate::shutdown::Shutdown::default();
+    shutdown.on_signals().context("listening to signals")?;
+    Ok(shutdown.drain)
+}
+
+fn total(manifest: &Manifest) -> u64 {
+    manifest.files().iter().map(|file| file.size).sum()
+}
+
+#[derive(Serialize)]
+struct Listed {
+    system: System,
+    dir: std::path::PathBuf,
+    manifest: Manifest,
+}
+
+fn list(context: &Context, args: &ListArgs) -> Result<()> {
+    let mut images = Vec::new();
+    for system in System::ALL {
+        match store(context).current(system) {
+            Ok(Image { dir, manifest }) => images.push(Listed { system, dir, manifest }),
+            Err(ImageError::Missing(_)) => {}
+            Err(error) => context.printer.warn(&error.to_string()),
+        }
+    }
+    if args.json {
+        return context.printer.json(&images);
+    }
+    let row = |image: &Listed| {
+        let manifest = &image.manifest;
+        [
+            image.system.to_string(),
+            serde_json::to_value(manifest.kind).ok().and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default(),
+            manifest.nix_version.clone(),
+            manifest.kernel_version.clone(),
+            size(total(manifest)),
+            image.dir.display().to_string(),
+        ]
+    };
+    let rows: Vec<[String; 6]> = images.iter().map(row).collect();
+    context.printer.data(&render(["SYSTEM", "KIND", "NIX", "KERNEL", "SIZE", "FOLDER"], &rows));
+    Ok(())
+}
+
+async fn verify(context: &Context, args: &VerifyArgs) -> Result<()> {
+    let systems = args.system.map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
+    let mut verified = 0;
+    for system in systems {
+        match check(context, system).await {
+            Ok(image) => {
+                verified += 1;
+                context.printer.done("Verified", &format!("image {system}: `{}`", image.dir.display()));
+            }
+            Err(ImageError::Missing(_)) if args.system.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if verified == 0 {
+        bail!("there are no images: `xpool image build riscv64` makes one");
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! `xpool status`.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::Context;
+use crate::control::Info;
+use crate::control::client::Client;
+use crate::manager::status::{SessionView, Status, SystemStatus, VmView};
+use crate::output::table::{age, render};
+use crate::pool::Mode;
+use crate::pool::status::VmStage;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
+    let (client, info) = Client::connect(&context.paths.control_socket()).await?;
+    let status = client.status().await?;
+    if args.json {
+        context.printer.json(&serde_json::json!({ "manager": info, "systems": status.systems }))
+    } else {
+        context.printer.data(&text(&info, &status));
+        Ok(())
+    }
+}
+
+fn text(info: &Info, status: &Status) -> String {
+    let head = format!("manager {} (pid {}), gateway on {}", info.version, info.pid, info.gateway);
+    let pools: Vec<[String; 5]> = status.systems.iter().map(pool_row).collect();
+    let vms: Vec<[String; 5]> = status.systems.iter().flat_map(|system| &system.vms).map(vm_row).collect();
+    let sessions: Vec<[String; 5]> =
+        status.systems.iter().flat_map(|system| &system.sessions).map(session_row).collect();
+    let mut parts = vec![head, render(["SYSTEM", "STATE", "VMS", "BUSY", "WAITING"], &pools)];
+    if !vms.is_empty() {
+        parts.push(render(["VM", "STATE", "AGE", "BOOT", "DOES"], &vms));
+    }
+    if !sessions.is_empty() {
+        parts.push(render(["SESSION", "SLOT", "VM", "AGE", "DOES"], &sessions));
+    }
+    parts.join("\n\n")
+}
+
+fn pool_row(system: &SystemStatus) -> [String; 5] {
+    let waiting = system.sessions.iter().filter(|session| session.vm.is_none()).count();
+    let busy = system.vms.iter().filter(|vm| vm.sessions > 0).count();
+    let state = match (system.mode, system.vms.is_empty(), &system.start_failure) {
+        (Mode::Draining, true, _) => "down".to_owned(),
+        (Mode::Draining, false, _) => "draining".to_owned(),
+        (Mode::Open, _, Some(failure)) => format!("failing: {failure}"),
+        (Mode::Open, _, None) => "open".to_owned(),
+    };
+    let vms = format!("{} of {}", system.vms.len(), system.max_vms);
+    [system.system.to_string(), state, vms, busy.to_string(), waiting.to_string()]
+}
+
+fn vm_row(vm: &VmView) -> [String; 5] {
+    let state = match vm.state {
+        VmStage::Booting => "booting",
+        VmStage::Ready => "ready",
+        VmStage::Draining => "draining",
+        VmStage::Stopping => "stopping",
+    };
+    let does = match (vm.sessions, vm.idle_s) {
+        (0, Some(idle)) => format!("idle for {}", age(idle)),
+        (0, None) => vm.stage.clone(),
+        (1, _) => "1 session".to_owned(),
+        (n, _) => format!("{n} sessions"),
+    };
+    let boot = vm.boot_ms.map_or(String::new(), |ms| format!("{}.{}s", ms / 1000, ms / 100 % 10));
+    [vm.name.clone(), state.to_owned(), age(vm.age_s), boot, does]
+}
+
+fn session_row(session: &SessionView) -> [String; 5] {
+    let vm = session.vm.clone().unwrap_or_default();
+    [session.id.to_string(), session.slot.clone(), vm, age(session.age_s), session.activity.clone()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::System;
+
+    #[test]
+    fn status_shows_pools_vms_and_sessions() {
+        let info = Info { version: "0.1.0".to_owned(), pid: 42, gateway: "127.0.0.1:31022".parse().unwrap() };
+        let vm = VmView {
+            name: "riscv64-1".to_owned(),
+            state: VmStage::Ready,
+            stage: String::new(),
+            age_s: 95,
+            boot_ms: Some(4321),
+            idle_s: None,
+            sessions: 1,
+            console_log: "/state/logs/riscv64-1.log".into(),
+        };
+        let session = |id, vm: Option<&str>, activity: &str| SessionView {
+            id,
+            slot: format!("riscv64-0{id}"),
+            client: "127.0.0.1:5".to_owned(),
+            vm: vm.map(str::to_owned),
+            activity: activity.to_owned(),
+            age_s: 30,
+        };
+        let system = SystemStatus {
+            system: System::Riscv64Linux,
+            mode: Mode::Open,
+            max_vms: 1,
+            vms: vec![vm],
+            sessions: vec![session(1, Some("riscv64-1"), "building hello.drv"), session(2, None, "the only VM is busy")],
+            start_failures: 0,
+            start_failure: None,
+            retry_in_s: None,
+        };
+        insta::assert_snapshot!(text(&info, &Status { systems: vec![system] }), @r"
+        manager 0.1.0 (pid 42), gateway on 127.0.0.1:31022
+
+        SYSTEM         STATE  VMS     BUSY  WAITING
+        riscv64-linux  open   1 of 1  1     1
+
+        VM         STATE  AGE    BOOT  DOES
+        riscv64-1  ready  1m35s  4.3s  1 session
+
+        SESSION  SLOT        VM         AGE  DOES
+        1        riscv64-01  riscv64-1  30s  building hello.drv
+        2        riscv64-02  -          30s  the only VM is busy
+        ");
+    }
+}

@@ -1,0 +1,185 @@
+//! Puts the manager together: state folder, keys, gateway, control server, pools; and takes it apart again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::Config;
+use crate::control::{self, Info};
+use crate::gateway::keys::GatewayKeys;
+use crate::gateway::{self, GatewayConfig, Limits, Slot};
+use crate::image::Image;
+use crate::image::store::ImageStore;
+use crate::manager::{Manager, VmFactory};
+use crate::nix::System;
+use crate::nix::handshake::Promise;
+use crate::nix::machines::{BuildMachines, known_hosts, slot_user, ssh_config};
+use crate::paths::Paths;
+use crate::shutdown::Shutdown;
+use crate::state::{self, StateLock};
+use crate::vm::{Qemu, VmSpec, host, leftovers};
+
+/// The gateway's address cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway cannot listen on {listen}")]
+pub struct CannotListen {
+    /// The address.
+    pub listen: SocketAddr,
+    /// Why not.
+    pub source: std::io::Error,
+}
+
+/// Runs the manager until `shutdown`; `ready` is called when it serves.
+pub async fn run(config: Config, paths: &Paths, shutdown: Shutdown, ready: impl FnOnce(&Info)) -> Result<()> {
+    state::prepare(paths)?;
+    let _lock = StateLock::take(paths)?;
+    leftovers::clean(&paths.vms()).await.context("ending what an earlier manager left")?;
+    let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
+    let listen = config.listen;
+    let tcp = TcpListener::bind(listen).await.map_err(|source| CannotListen { listen, source })?;
+    let unix = bind_control(paths)?;
+    let _files = ClientFiles::write(&config, paths, &keys)?;
+
+    let info = Info { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), gateway: listen };
+    info!(state = %paths.state().display(), gateway = %listen, "serving");
+    let factory = factory(&config, paths);
+    let policies = config.systems.iter().map(|(system, config)| (*system, config.policy.clone())).collect();
+    let (manager, handle) = Manager::new(policies, &factory);
+    let end = CancellationToken::new();
+    let gateway_config = gateway_config(&config, &keys);
+    let gateway = tokio::spawn(gateway::serve(tcp, gateway_config, handle.desk().clone(), end.clone()));
+    let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
+    let control = tokio::spawn(control);
+    ready(&info);
+    manager.run(shutdown).await;
+
+    info!("every VM is gone");
+    end.cancel();
+    gateway.await?.context("the gateway")?;
+    control.await?.context("the control API")?;
+    Ok(())
+}
+
+/// Binds the control socket. The lock is held, so a socket that is there is a dead manager's.
+fn bind_control(paths: &Paths) -> Result<UnixListener> {
+    let socket = paths.control_socket();
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing `{}`", socket.display()));
+        }
+        _ => {}
+    }
+    // Only the owner can enter the folder that it is in.
+    UnixListener::bind(&socket).with_context(|| format!("listening on `{}`", socket.display()))
+}
+
+/// What Nix and ssh read while a manager serves. The build machines go away with it: Nix gives a build up when a machine
+/// that it knows of does not answer.
+struct ClientFiles {
+    machines: PathBuf,
+}
+
+impl ClientFiles {
+    fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
+        let systems: Vec<System> = config.systems.keys().copied().collect();
+        let (key, hosts) = (keys.client_file(), paths.known_hosts());
+        state::write_atomically(&hosts, &known_hosts(&systems, &keys.host_line()))?;
+        let ssh_config = ssh_config(&systems, config.listen, &key, &hosts);
+        state::write_atomically(&paths.ssh_config(), &ssh_config)?;
+        let host_key_base64 = keys.machine_field();
+        let lines = config.systems.iter().map(|(system, config)| {
+            let machines = BuildMachines {
+                system: *system,
+                count: config.build_machines,
+                key: &key,
+                host_key_base64: &host_key_base64,
+            };
+            machines.lines() + "\n"
+        });
+        let machines = paths.machines();
+        state::write_atomically(&machines, &lines.collect::<Vec<_>>().concat())?;
+        Ok(Self { machines })
+    }
+}
+
+impl Drop for ClientFiles {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.machines);
+    }
+}
+
+fn gateway_config(config: &Config, keys: &GatewayKeys) -> GatewayConfig {
+    let mut slots = BTreeMap::new();
+    for (system, config) in &config.systems {
+        for slot in 0..config.build_machines {
+            let slot_of = Slot { system: *system, promise: Promise::default() };
+            slots.insert(slot_user(*system, slot), slot_of);
+        }
+    }
+    GatewayConfig {
+        host_key: keys.host().clone(),
+        clients: vec![keys.client().clone()],
+        slots,
+        limits: Limits::default(),
+    }
+}
+
+fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
+    let images = VerifiedImages { store: ImageStore::new(paths.images()), seen: Mutex::default() };
+    let (systems, paths) = (config.systems.clone(), paths.clone());
+    let log_paths = paths.clone();
+    let spec = move |system: System, name: &str| -> Result<VmSpec> {
+        let config = systems.get(&system).context("no pool for this system")?;
+        let accel = host::accel(system);
+        Ok(VmSpec {
+            name: name.to_owned(),
+            profile: config.profile.clone(),
+            accel,
+            qemu: host::find_qemu(&config.profile.qemu)?,
+            qemu_img: host::find_qemu_img()?,
+            image: images.current(system)?,
+            slots: config.policy.slots_per_vm.get(),
+            network: config.network,
+            private_parent: paths.vms(),
+            console_log: paths.console_log(name),
+            boot_timeout: config.policy.boot_timeout,
+            stop_grace: config.stop_grace,
+        })
+    };
+    VmFactory {
+        backend: Arc::new(Qemu::default()),
+        spec: Arc::new(spec),
+        console_log: Arc::new(move |name| log_paths.console_log(name)),
+    }
+}
+
+/// Images, of which every byte is read once per manager and again when a file has changed.
+struct VerifiedImages {
+    store: ImageStore,
+    seen: Mutex<HashMap<PathBuf, Vec<SystemTime>>>,
+}
+
+impl VerifiedImages {
+    fn current(&self, system: System) -> Result<Image> {
+        let image = self.store.current(system)?;
+        let files = image.manifest.files().map(|file| image.dir.join(&file.name));
+        let changed: Vec<SystemTime> =
+            files.iter().map(|file| std::fs::metadata(file)?.modified()).collect::<std::io::Result<_>>()?;
+        let is_known = self.seen.lock().is_ok_and(|seen| seen.get(&image.dir) == Some(&changed));
+        if !is_known {
+            self.store.verify(&image)?;
+            if let Ok(mut seen) = self.seen.lock() {
+                seen.insert(image.dir.clone(), changed);
+            }
+        }
+        Ok(image)
+    }
+}

@@ -1,0 +1,113 @@
+//! The state folder: private, and of one manager at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::FlockOperation;
+
+use crate::paths::Paths;
+
+/// Another manager uses the state folder.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("another manager{} uses `{}`", pid.as_ref().map_or(String::new(), |pid| format!(" (pid {pid})")), state.display())]
+pub struct StateInUse {
+    /// The folder.
+    pub state: PathBuf,
+    /// The other's process, where it has said so already.
+    pub pid: Option<String>,
+}
+
+/// The state folder belongs to somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` belongs to user {owner}, not to you", state.display())]
+pub struct StateOfOther {
+    /// The folder.
+    pub state: PathBuf,
+    /// The numeric user.
+    pub owner: u32,
+}
+
+/// Makes the state folder and what is in it, for this user's eyes only.
+pub fn prepare(paths: &Paths) -> Result<()> {
+    for dir in [paths.state().to_owned(), paths.logs(), paths.vms()] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("creating `{}`", dir.display()))?;
+    }
+    let state = paths.state();
+    let metadata = std::fs::metadata(state).with_context(|| format!("reading `{}`", state.display()))?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(StateOfOther { state: state.to_owned(), owner: metadata.uid() }.into());
+    }
+    if metadata.mode() & 0o077 != 0 {
+        std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("making `{}` private", state.display()))?;
+    }
+    Ok(())
+}
+
+/// The right to be the manager of a state folder, as long as the value lives. The file stays: another process may
+/// already have it open.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Takes the right, or says who has it.
+    pub fn take(paths: &Paths) -> Result<Self> {
+        let path = paths.lock();
+        let mut file = open_lock(&path)?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            // Empty for the moment between the other's locking and its writing.
+            file.read_to_string(&mut pid).with_context(|| format!("reading `{}`", path.display()))?;
+            let pid = Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty());
+            return Err(StateInUse { state: paths.state().to_owned(), pid }.into());
+        }
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("writing `{}`", path.display()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Waits, off the runtime's threads, until a lock file is free, and takes it.
+pub async fn wait_for_lock(path: PathBuf) -> Result<File> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let file = open_lock(&path)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("locking `{}`", path.display()))?;
+        Ok(file)
+    });
+    locking.await?
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("opening `{}`", path.display()))
+}
+
+/// Writes a file as a whole or not at all, for this user only.
+pub fn write_atomically(path: &Path, content: &str) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        // tempfile makes it 0600.
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(content.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("writing `{}`", path.display()))
+}
