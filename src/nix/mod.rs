@@ -1,5 +1,9 @@
 //! What Nix calls things and how its protocol looks on the wire. No IO of its own.
 
+pub mod handshake;
+pub mod stderr;
+pub mod wire;
+
 use std::fmt;
 use std::str::FromStr;
 
