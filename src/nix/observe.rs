@@ -130,12 +130,11 @@ impl Operation {
         }
     }
 
-    /// The reply's shape; `None` for a build's, whose shape depends on too much: the watching ends there.
-    fn reply(self) -> Option<&'static [Item]> {
+    /// The reply's shape, as far as it is followed.
+    fn reply(self) -> &'static [Item] {
         match self {
-            Self::QueryValidPaths => Some(STRINGS),
-            Self::AddMultipleToStore => Some(&[]),
-            Self::BuildDerivation => None,
+            Self::QueryValidPaths => STRINGS,
+            Self::AddMultipleToStore | Self::BuildDerivation => &[],
         }
     }
 }
@@ -212,10 +211,11 @@ impl Observer {
                         return Ok(());
                     }
                     events.push(Event::Ended(running.operation));
-                    // An error may come before the client has sent everything; its rest cannot be told from what follows.
-                    self.state = match running.request {
-                        None => State::Idle(Walk::new(TAG)),
-                        Some(_) => State::Off,
+                    self.state = match (running.operation, &running.request) {
+                        // A build's result has a shape that depends on too much; and after an error before the end of a
+                        // request, its rest cannot be told from what follows.
+                        (Operation::BuildDerivation, _) | (_, Some(_)) => State::Off,
+                        (_, None) => State::Idle(Walk::new(TAG)),
                     };
                 }
             }
@@ -285,10 +285,7 @@ impl Operation {
             stderr::RESULT => frame(RESULT),
             stderr::ERROR if version.has(26) => Ok(Server::Error(Walk::new(ERROR))),
             stderr::ERROR => Ok(Server::Error(Walk::new(ERROR_BEFORE_1_26))),
-            stderr::LAST => self
-                .reply()
-                .map(|items| Server::Reply(Walk::new(items)))
-                .ok_or(Unexpected),
+            stderr::LAST => Ok(Server::Reply(Walk::new(self.reply()))),
             // `READ` among them: the client would answer outside of its request.
             _ => Err(Unexpected),
         }

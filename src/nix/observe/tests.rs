@@ -112,7 +112,8 @@ fn a_hooks_session_is_followed_up_to_the_end_of_its_build() {
         assert!(observer.from_server(&frame).is_empty());
     }
     assert_eq!(observer.operation(), Some(Operation::BuildDerivation));
-    observer.from_server(&last);
+    let ended = observer.from_server(&[&last[..], b"a result"].concat());
+    assert_eq!(ended, [Event::Ended(Operation::BuildDerivation)]);
     assert_eq!(observer.operation(), None);
     assert!(!observer.error_can_be_sent());
 }
