@@ -7,7 +7,8 @@ use tracing_subscriber::EnvFilter;
 /// Starts logging at a level; `RUST_LOG` overrides it.
 pub fn start(level: &str) {
     // Only xpool's own words: its libraries talk about their insides.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,xpool={level}")));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,xpool={level}")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

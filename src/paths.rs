@@ -129,6 +129,11 @@ impl Paths {
         self.state.join("vms")
     }
 
+    /// What can be made again: images.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
     /// Images, by digest, and a link per system to the one in use.
     pub fn images(&self) -> PathBuf {
         self.cache.join("images")

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -21,6 +22,7 @@ use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
 use crate::nix::machines::{BuildMachines, known_hosts, slot_user, ssh_config};
+use crate::nix::wire::Version;
 use crate::paths::Paths;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
@@ -37,24 +39,46 @@ pub struct CannotListen {
 }
 
 /// Runs the manager until `shutdown`; `ready` is called when it serves.
-pub async fn run(config: Config, paths: &Paths, shutdown: Shutdown, ready: impl FnOnce(&Info)) -> Result<()> {
+pub async fn run(
+    config: Config,
+    paths: &Paths,
+    shutdown: Shutdown,
+    ready: impl FnOnce(&Info),
+) -> Result<()> {
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
-    leftovers::clean(&paths.vms()).await.context("ending what an earlier manager left")?;
+    leftovers::clean(&paths.vms())
+        .await
+        .context("ending what an earlier manager left")?;
     let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
     let listen = config.listen;
-    let tcp = TcpListener::bind(listen).await.map_err(|source| CannotListen { listen, source })?;
+    let tcp = TcpListener::bind(listen)
+        .await
+        .map_err(|source| CannotListen { listen, source })?;
     let unix = bind_control(paths)?;
     let _files = ClientFiles::write(&config, paths, &keys)?;
 
-    let info = Info { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id(), gateway: listen };
+    let info = Info {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        gateway: listen,
+    };
     info!(state = %paths.state().display(), gateway = %listen, "serving");
     let factory = factory(&config, paths);
-    let policies = config.systems.iter().map(|(system, config)| (*system, config.policy.clone())).collect();
+    let policies = config
+        .systems
+        .iter()
+        .map(|(system, config)| (*system, config.policy.clone()))
+        .collect();
     let (manager, handle) = Manager::new(policies, &factory);
     let end = CancellationToken::new();
     let gateway_config = gateway_config(&config, &keys);
-    let gateway = tokio::spawn(gateway::serve(tcp, gateway_config, handle.desk().clone(), end.clone()));
+    let gateway = tokio::spawn(gateway::serve(
+        tcp,
+        gateway_config,
+        handle.desk().clone(),
+        end.clone(),
+    ));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
     ready(&info);
@@ -120,7 +144,10 @@ fn gateway_config(config: &Config, keys: &GatewayKeys) -> GatewayConfig {
     let mut slots = BTreeMap::new();
     for (system, config) in &config.systems {
         for slot in 0..config.build_machines {
-            let slot_of = Slot { system: *system, promise: Promise::default() };
+            let slot_of = Slot {
+                system: *system,
+                promise: promise(),
+            };
             slots.insert(slot_user(*system, slot), slot_of);
         }
     }
@@ -132,30 +159,47 @@ fn gateway_config(config: &Config, keys: &GatewayKeys) -> GatewayConfig {
     }
 }
 
+/// What clients are told of the guests' Nix before there is a guest. Protocol 1.37 is what every Nix from 2.20 on takes,
+/// without the exchange of features that 1.38 begins with.
+fn promise() -> Promise {
+    Promise {
+        version: Version::PROMISED,
+        nix: format!("xpool {}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
 fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
-    let images = VerifiedImages { store: ImageStore::new(paths.images()), seen: Mutex::default() };
-    let (systems, paths) = (config.systems.clone(), paths.clone());
+    let images = VerifiedImages {
+        store: ImageStore::new(paths.images()),
+        seen: Mutex::default(),
+    };
+    let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
     let spec = move |system: System, name: &str| -> Result<VmSpec> {
-        let config = systems.get(&system).context("no pool for this system")?;
-        let accel = host::accel(system);
+        let pool = config
+            .systems
+            .get(&system)
+            .context("no pool for this system")?;
+        let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
+        // The manager calls this on a thread that may wait.
+        Handle::current().block_on(host::check_qemu(&qemu))?;
         Ok(VmSpec {
             name: name.to_owned(),
-            profile: config.profile.clone(),
-            accel,
-            qemu: host::find_qemu(&config.profile.qemu)?,
-            qemu_img: host::find_qemu_img()?,
+            profile: pool.profile.clone(),
+            accel: host::accel_for(system),
+            qemu,
+            qemu_img: host::find_program("qemu-img", &config.search_path)?,
             image: images.current(system)?,
-            slots: config.policy.slots_per_vm.get(),
-            network: config.network,
+            slots: pool.policy.slots_per_vm.get(),
+            network: pool.network,
             private_parent: paths.vms(),
             console_log: paths.console_log(name),
-            boot_timeout: config.policy.boot_timeout,
-            stop_grace: config.stop_grace,
+            boot_timeout: pool.policy.boot_timeout,
+            stop_grace: pool.stop_grace,
         })
     };
     VmFactory {
-        backend: Arc::new(Qemu::default()),
+        backend: Arc::new(Qemu),
         spec: Arc::new(spec),
         console_log: Arc::new(move |name| log_paths.console_log(name)),
     }
@@ -170,10 +214,18 @@ struct VerifiedImages {
 impl VerifiedImages {
     fn current(&self, system: System) -> Result<Image> {
         let image = self.store.current(system)?;
-        let files = image.manifest.files().map(|file| image.dir.join(&file.name));
-        let changed: Vec<SystemTime> =
-            files.iter().map(|file| std::fs::metadata(file)?.modified()).collect::<std::io::Result<_>>()?;
-        let is_known = self.seen.lock().is_ok_and(|seen| seen.get(&image.dir) == Some(&changed));
+        let files = image
+            .manifest
+            .files()
+            .map(|file| image.dir.join(&file.name));
+        let changed: Vec<SystemTime> = files
+            .iter()
+            .map(|file| std::fs::metadata(file)?.modified())
+            .collect::<std::io::Result<_>>()?;
+        let is_known = self
+            .seen
+            .lock()
+            .is_ok_and(|seen| seen.get(&image.dir) == Some(&changed));
         if !is_known {
             self.store.verify(&image)?;
             if let Ok(mut seen) = self.seen.lock() {

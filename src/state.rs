@@ -40,9 +40,14 @@ pub fn prepare(paths: &Paths) -> Result<()> {
             .with_context(|| format!("creating `{}`", dir.display()))?;
     }
     let state = paths.state();
-    let metadata = std::fs::metadata(state).with_context(|| format!("reading `{}`", state.display()))?;
+    let metadata =
+        std::fs::metadata(state).with_context(|| format!("reading `{}`", state.display()))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(StateOfOther { state: state.to_owned(), owner: metadata.uid() }.into());
+        return Err(StateOfOther {
+            state: state.to_owned(),
+            owner: metadata.uid(),
+        }
+        .into());
     }
     if metadata.mode() & 0o077 != 0 {
         std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
@@ -66,11 +71,17 @@ impl StateLock {
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             // Empty for the moment between the other's locking and its writing.
-            file.read_to_string(&mut pid).with_context(|| format!("reading `{}`", path.display()))?;
+            file.read_to_string(&mut pid)
+                .with_context(|| format!("reading `{}`", path.display()))?;
             let pid = Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty());
-            return Err(StateInUse { state: paths.state().to_owned(), pid }.into());
+            return Err(StateInUse {
+                state: paths.state().to_owned(),
+                pid,
+            }
+            .into());
         }
-        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()))
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
             .with_context(|| format!("writing `{}`", path.display()))?;
         Ok(Self { _file: file })
     }

@@ -40,21 +40,31 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
-    let what = args.system.map_or_else(|| "everything".to_owned(), |system| system.to_string());
+    let what = args
+        .system
+        .map_or_else(|| "everything".to_owned(), |system| system.to_string());
     let progress = Progress::new(context.printer, "Stopping", &what);
     let how = if args.now { Down::Now } else { Down::Drain };
     take_down(&client, args.system, how, &progress).await?;
     if args.system.is_none() {
         // The manager holds its lock to its very end.
-        let ended = tokio::time::timeout(MANAGER_END, state::wait_for_lock(context.paths.lock())).await;
-        ended.map_err(|_| anyhow::anyhow!("the manager does not end; `xpool logs` shows what it does"))??;
+        let ended =
+            tokio::time::timeout(MANAGER_END, state::wait_for_lock(context.paths.lock())).await;
+        ended.map_err(|_| {
+            anyhow::anyhow!("the manager does not end; `xpool logs` shows what it does")
+        })??;
     }
     progress.finish("Down", &what);
     Ok(())
 }
 
 /// Asks for it, shows what it waits for, and on Ctrl-C asks again not to wait.
-async fn take_down(client: &Client, system: Option<System>, how: Down, progress: &Progress) -> Result<()> {
+async fn take_down(
+    client: &Client,
+    system: Option<System>,
+    how: Down,
+    progress: &Progress,
+) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening to Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening to signals")?;
     let mut changes = client.watch().await?;
@@ -84,7 +94,13 @@ async fn take_down(client: &Client, system: Option<System>, how: Down, progress:
 }
 
 async fn now(client: &Client, system: Option<System>) -> Result<()> {
-    match client.down(&TakeDown { system, how: Down::Now }).await {
+    match client
+        .down(&TakeDown {
+            system,
+            how: Down::Now,
+        })
+        .await
+    {
         Err(ControlError::Lost(_) | ControlError::NotRunning { .. }) if system.is_none() => Ok(()),
         Err(error) => bail!(error),
         Ok(()) => Ok(()),
@@ -92,8 +108,16 @@ async fn now(client: &Client, system: Option<System>) -> Result<()> {
 }
 
 fn waits_for(status: &Status, system: Option<System>) -> String {
-    let pools = || status.systems.iter().filter(|pool| system.is_none_or(|system| system == pool.system));
-    let sessions = pools().flat_map(|pool| &pool.sessions).filter(|session| session.vm.is_some()).count();
+    let pools = || {
+        status
+            .systems
+            .iter()
+            .filter(|pool| system.is_none_or(|system| system == pool.system))
+    };
+    let sessions = pools()
+        .flat_map(|pool| &pool.sessions)
+        .filter(|session| session.vm.is_some())
+        .count();
     let vms = pools().map(|pool| pool.vms.len()).sum::<usize>();
     match (sessions, vms) {
         (0, 0) => "closing".to_owned(),

@@ -64,7 +64,10 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
     match present {
         Ok(image) if !args.force => {
             let dir = image.dir.display();
-            context.printer.done("Present", &format!("image {}, verified: `{dir}`", args.system));
+            context.printer.done(
+                "Present",
+                &format!("image {}, verified: `{dir}`", args.system),
+            );
             return Ok(());
         }
         Ok(_) | Err(ImageError::Missing(_)) => {}
@@ -79,7 +82,10 @@ pub(super) async fn check(context: &Context, system: System) -> Result<Image, Im
     let image = store.current(system)?;
     let (checked, at) = (image.clone(), image.dir.clone());
     let verified = tokio::task::spawn_blocking(move || store.verify(&checked)).await;
-    verified.map_err(|panic| ImageError::Io { path: at, source: std::io::Error::other(panic) })??;
+    verified.map_err(|panic| ImageError::Io {
+        path: at,
+        source: std::io::Error::other(panic),
+    })??;
     Ok(image)
 }
 
@@ -92,7 +98,10 @@ pub(super) async fn make(context: &Context, system: System) -> Result<Image> {
     let image = build::build(&store(context), system, &log, &step, &cancel)
         .await
         .with_context(|| format!("building the image for {system}"))?;
-    progress.finish("Built", &format!("image {system} ({})", size(total(&image.manifest))));
+    progress.finish(
+        "Built",
+        &format!("image {system} ({})", size(total(&image.manifest))),
+    );
     Ok(image)
 }
 
@@ -118,7 +127,11 @@ fn list(context: &Context, args: &ListArgs) -> Result<()> {
     let mut images = Vec::new();
     for system in System::ALL {
         match store(context).current(system) {
-            Ok(Image { dir, manifest }) => images.push(Listed { system, dir, manifest }),
+            Ok(Image { dir, manifest }) => images.push(Listed {
+                system,
+                dir,
+                manifest,
+            }),
             Err(ImageError::Missing(_)) => {}
             Err(error) => context.printer.warn(&error.to_string()),
         }
@@ -130,7 +143,10 @@ fn list(context: &Context, args: &ListArgs) -> Result<()> {
         let manifest = &image.manifest;
         [
             image.system.to_string(),
-            serde_json::to_value(manifest.kind).ok().and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default(),
+            serde_json::to_value(manifest.kind)
+                .ok()
+                .and_then(|kind| Some(kind.as_str()?.to_owned()))
+                .unwrap_or_default(),
             manifest.nix_version.clone(),
             manifest.kernel_version.clone(),
             size(total(manifest)),
@@ -138,18 +154,26 @@ fn list(context: &Context, args: &ListArgs) -> Result<()> {
         ]
     };
     let rows: Vec<[String; 6]> = images.iter().map(row).collect();
-    context.printer.data(&render(["SYSTEM", "KIND", "NIX", "KERNEL", "SIZE", "FOLDER"], &rows));
+    context.printer.data(&render(
+        ["SYSTEM", "KIND", "NIX", "KERNEL", "SIZE", "FOLDER"],
+        &rows,
+    ));
     Ok(())
 }
 
 async fn verify(context: &Context, args: &VerifyArgs) -> Result<()> {
-    let systems = args.system.map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
+    let systems = args
+        .system
+        .map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
     let mut verified = 0;
     for system in systems {
         match check(context, system).await {
             Ok(image) => {
                 verified += 1;
-                context.printer.done("Verified", &format!("image {system}: `{}`", image.dir.display()));
+                context.printer.done(
+                    "Verified",
+                    &format!("image {system}: `{}`", image.dir.display()),
+                );
             }
             Err(ImageError::Missing(_)) if args.system.is_none() => {}
             Err(error) => return Err(error.into()),

@@ -28,7 +28,9 @@ pub(super) async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
         None => context.paths.manager_log(),
         Some(vm) => vm_log(context, vm)?,
     };
-    let mut file = tokio::fs::File::open(&log).await.with_context(|| format!("opening `{}`", log.display()))?;
+    let mut file = tokio::fs::File::open(&log)
+        .await
+        .with_context(|| format!("opening `{}`", log.display()))?;
     copy_new(&mut file, context.printer).await?;
     while args.follow && is_alive(context, args.vm.as_deref()).await {
         tokio::time::sleep(LOOK).await;
@@ -47,17 +49,28 @@ fn vm_log(context: &Context, vm: &str) -> Result<PathBuf> {
     if known.is_empty() {
         bail!("there is no log of `{vm}`: no VM has been started yet");
     }
-    bail!("there is no log of `{vm}`; there are logs of {}", known.join(", "));
+    bail!(
+        "there is no log of `{vm}`; there are logs of {}",
+        known.join(", ")
+    );
 }
 
 fn known_vms(logs: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(logs) else { return Vec::new() };
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_vm = |name: &String| {
-        crate::nix::System::ALL.iter().any(|system| name.starts_with(&format!("{}-", system.cpu())))
+    let Ok(entries) = std::fs::read_dir(logs) else {
+        return Vec::new();
     };
-    let mut vms: Vec<String> =
-        names.filter_map(|name| name.strip_suffix(".log").map(str::to_owned)).filter(is_vm).collect();
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_vm = |name: &String| {
+        crate::nix::System::ALL
+            .iter()
+            .any(|system| name.starts_with(&format!("{}-", system.cpu())))
+    };
+    let mut vms: Vec<String> = names
+        .filter_map(|name| name.strip_suffix(".log").map(str::to_owned))
+        .filter(is_vm)
+        .collect();
     vms.sort();
     vms
 }
@@ -75,8 +88,16 @@ async fn copy_new(file: &mut tokio::fs::File, printer: Printer) -> Result<()> {
 
 /// Whether something may still be added to the log.
 async fn is_alive(context: &Context, vm: Option<&str>) -> bool {
-    let Ok((client, _)) = Client::connect(&context.paths.control_socket()).await else { return false };
+    let Ok((client, _)) = Client::connect(&context.paths.control_socket()).await else {
+        return false;
+    };
     let Some(vm) = vm else { return true };
     let status = client.status().await;
-    status.is_ok_and(|status| status.systems.iter().flat_map(|system| &system.vms).any(|view| view.name == vm))
+    status.is_ok_and(|status| {
+        status
+            .systems
+            .iter()
+            .flat_map(|system| &system.vms)
+            .any(|view| view.name == vm)
+    })
 }

@@ -31,21 +31,34 @@ enum Format {
 pub(super) fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
     let config = context.config()?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
-    let systems: Vec<System> = args.system.map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
+    let systems: Vec<System> = args
+        .system
+        .map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
     let text = match args.format {
         Format::Machines => {
             let host_key_base64 = keys.machine_field();
             let lines = systems.iter().map(|system| {
-                let count = config.systems.get(system).map_or(0, |system| system.build_machines);
+                let count = config
+                    .systems
+                    .get(system)
+                    .map_or(0, |system| system.build_machines);
                 let key = &keys.client_file();
-                BuildMachines { system: *system, count, key, host_key_base64: &host_key_base64 }.lines()
+                BuildMachines {
+                    system: *system,
+                    count,
+                    key,
+                    host_key_base64: &host_key_base64,
+                }
+                .lines()
             });
             lines.collect::<Vec<_>>().join("\n")
         }
         Format::NixConf => nix_conf(&context.paths.machines()).trim_end().to_owned(),
         Format::SshConfig => {
             let (key, known_hosts) = (keys.client_file(), context.paths.known_hosts());
-            ssh_config(&systems, config.listen, &key, &known_hosts).trim_end().to_owned()
+            ssh_config(&systems, config.listen, &key, &known_hosts)
+                .trim_end()
+                .to_owned()
         }
     };
     context.printer.data(&text);

@@ -24,7 +24,12 @@ use crate::paths::Paths;
 
 /// Build for riscv64 and aarch64 on emulated Linux machines that start when Nix needs them.
 #[derive(Debug, Parser)]
-#[command(name = "xpool", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "xpool",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -35,13 +40,31 @@ pub struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// Configuration file [default: xpool/xpool.toml in $XDG_CONFIG_HOME; may be missing]
-    #[arg(long, value_name = "FILE", env = "XPOOL_CONFIG", hide_env = true, global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "XPOOL_CONFIG",
+        hide_env = true,
+        global = true
+    )]
     config: Option<PathBuf>,
     /// Folder for keys, logs and VMs [default: xpool in $XDG_STATE_HOME]
-    #[arg(long, value_name = "DIR", env = "XPOOL_STATE_DIR", hide_env = true, global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "XPOOL_STATE_DIR",
+        hide_env = true,
+        global = true
+    )]
     state_dir: Option<PathBuf>,
     /// Folder for images [default: xpool in $XDG_CACHE_HOME]
-    #[arg(long, value_name = "DIR", env = "XPOOL_CACHE_DIR", hide_env = true, global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "XPOOL_CACHE_DIR",
+        hide_env = true,
+        global = true
+    )]
     cache_dir: Option<PathBuf>,
     /// Say more: -v what is done, -vv how
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
@@ -78,7 +101,7 @@ struct Context {
 
 impl Context {
     fn config(&self) -> Result<Config> {
-        Ok(Config::load(&self.paths, Host::this())?)
+        Ok(Config::load(&self.paths, &Host::this())?)
     }
 }
 
@@ -95,9 +118,19 @@ impl Cli {
 
     /// Runs the command.
     pub async fn run(self, printer: Printer) -> Result<()> {
-        let Global { config, state_dir, cache_dir, verbose } = self.global;
+        let Global {
+            config,
+            state_dir,
+            cache_dir,
+            verbose,
+        } = self.global;
         let paths = Paths::new(config.clone(), state_dir, cache_dir)?;
-        let context = Context { printer, paths, verbose, config_file: config };
+        let context = Context {
+            printer,
+            paths,
+            verbose,
+            config_file: config,
+        };
         match self.command {
             Command::Up(args) => up::run(&context, &args).await,
             Command::Down(args) => down::run(&context, &args).await,
@@ -112,5 +145,7 @@ impl Cli {
 
 /// Takes a system by Nix's name or the processor's.
 fn parse_system(given: &str) -> Result<System, String> {
-    given.parse().map_err(|error: crate::nix::UnknownSystem| error.to_string())
+    given
+        .parse()
+        .map_err(|error: crate::nix::UnknownSystem| error.to_string())
 }

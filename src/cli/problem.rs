@@ -4,6 +4,9 @@ use crate::config::ConfigError;
 use crate::control::client::ControlError;
 use crate::image::build::CannotBuild;
 use crate::image::store::ImageError;
+use crate::serve::CannotListen;
+use crate::state::StateInUse;
+use crate::vm::host::HostError;
 
 /// The request failed.
 const FAILED: u8 = 1;
@@ -26,7 +29,11 @@ pub struct Problem {
 impl Problem {
     /// Looks at which error it is.
     pub fn of(error: &anyhow::Error) -> Self {
-        let mut problem = Self { text: format!("{error:#}"), hints: Vec::new(), exit_code: FAILED };
+        let mut problem = Self {
+            text: format!("{error:#}"),
+            hints: Vec::new(),
+            exit_code: FAILED,
+        };
         for cause in error.chain() {
             if let Some(error) = cause.downcast_ref::<ConfigError>() {
                 problem.exit_code = USAGE;
@@ -41,8 +48,18 @@ impl Problem {
             if let Some(error) = cause.downcast_ref::<ControlError>() {
                 problem.control(error);
             }
-            if cause.downcast_ref::<CannotBuild>().is_some() {
+            let is_missing = cause.is::<CannotBuild>() || cause.is::<HostError>();
+            if is_missing {
                 problem.exit_code = UNAVAILABLE;
+            }
+            if cause.is::<StateInUse>() {
+                let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir` runs one beside it";
+                problem.hints.push(hint.to_owned());
+            }
+            if cause.is::<CannotListen>() {
+                problem.hints.push(
+                    "set `listen` in section `[gateway]` of xpool.toml to a free port".to_owned(),
+                );
             }
         }
         problem
@@ -55,12 +72,18 @@ impl Problem {
                 self.hints.push("`xpool up riscv64` starts one".to_owned());
             }
             ControlError::Silent { .. } => {
-                self.hints.push("see `xpool logs`; if it hangs for good, kill it and start it again".to_owned());
+                self.hints.push(
+                    "see `xpool logs`; if it hangs for good, kill it and start it again".to_owned(),
+                );
             }
             ControlError::Version(_) => {
-                self.hints.push("`xpool down` with the version that runs, then start it again".to_owned());
+                self.hints.push(
+                    "`xpool down` with the version that runs, then start it again".to_owned(),
+                );
             }
-            ControlError::Lost(_) => self.hints.push("`xpool logs` shows what it said".to_owned()),
+            ControlError::Lost(_) => self
+                .hints
+                .push("`xpool logs` shows what it said".to_owned()),
             ControlError::Socket { .. } | ControlError::Refused(_) => {}
         }
     }

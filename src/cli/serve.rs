@@ -29,7 +29,10 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
         if args.background {
             printer.data(READY);
         } else {
-            printer.done("Serving", &format!("gateway on {}; Ctrl-C ends it", info.gateway));
+            printer.done(
+                "Serving",
+                &format!("gateway on {}; Ctrl-C ends it", info.gateway),
+            );
             printer.say(&super::up::next_steps(context, None));
         }
     })

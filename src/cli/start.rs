@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -24,7 +24,10 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     }
     start(context).await?;
     let (client, info) = Client::connect(&socket).await?;
-    context.printer.done("Started", &format!("manager (pid {}), gateway on {}", info.pid, info.gateway));
+    context.printer.done(
+        "Started",
+        &format!("manager (pid {}), gateway on {}", info.pid, info.gateway),
+    );
     Ok((client, info))
 }
 
@@ -42,21 +45,34 @@ fn note_version(context: &Context, (client, info): (Client, Info)) -> Result<(Cl
 /// Starts `xpool serve` in the background and returns when it serves.
 async fn start(context: &Context) -> Result<()> {
     let log = context.paths.manager_log();
-    let log_file = std::fs::File::create(&log).with_context(|| format!("creating `{}`", log.display()))?;
+    let log_file =
+        std::fs::File::create(&log).with_context(|| format!("creating `{}`", log.display()))?;
     let program = std::env::current_exe().context("finding xpool's own program")?;
     let mut command = Command::new(program);
     if let Some(config) = &context.config_file {
         command.arg("--config").arg(std::path::absolute(config)?);
     }
-    command.arg("--state-dir").arg(context.paths.state()).arg("--cache-dir").arg(context.paths.cache());
+    command
+        .arg("--state-dir")
+        .arg(context.paths.state())
+        .arg("--cache-dir")
+        .arg(context.paths.cache());
     command.args(std::iter::repeat_n("-v", context.verbose.into()));
     command.args(["serve", "--background"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file).current_dir("/");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .current_dir("/");
     let mut child = command.spawn().context("starting `xpool serve`")?;
     let stdout = child.stdout.take().context("the manager's output")?;
     // Ends with the word, or with the manager.
     let first = BufReader::new(stdout).lines().next_line().await?;
-    if first.as_deref() == Some(READY) { Ok(()) } else { Err(why(&mut child, &log).await) }
+    if first.as_deref() == Some(READY) {
+        Ok(())
+    } else {
+        Err(why(&mut child, &log).await)
+    }
 }
 
 async fn why(child: &mut Child, log: &std::path::Path) -> anyhow::Error {

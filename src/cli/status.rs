@@ -22,7 +22,9 @@ pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
     let (client, info) = Client::connect(&context.paths.control_socket()).await?;
     let status = client.status().await?;
     if args.json {
-        context.printer.json(&serde_json::json!({ "manager": info, "systems": status.systems }))
+        context
+            .printer
+            .json(&serde_json::json!({ "manager": info, "systems": status.systems }))
     } else {
         context.printer.data(&text(&info, &status));
         Ok(())
@@ -30,12 +32,34 @@ pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
 }
 
 fn text(info: &Info, status: &Status) -> String {
-    let head = format!("manager {} (pid {}), gateway on {}", info.version, info.pid, info.gateway);
+    let head = format!(
+        "manager {} (pid {}), gateway on {}",
+        info.version, info.pid, info.gateway
+    );
     let pools: Vec<[String; 5]> = status.systems.iter().map(pool_row).collect();
-    let vms: Vec<[String; 5]> = status.systems.iter().flat_map(|system| &system.vms).map(vm_row).collect();
-    let sessions: Vec<[String; 5]> =
-        status.systems.iter().flat_map(|system| &system.sessions).map(session_row).collect();
-    let mut parts = vec![head, render(["SYSTEM", "STATE", "VMS", "BUSY", "WAITING"], &pools)];
+    let vms: Vec<[String; 5]> = status
+        .systems
+        .iter()
+        .flat_map(|system| &system.vms)
+        .map(vm_row)
+        .collect();
+    let sessions: Vec<[String; 5]> = status
+        .systems
+        .iter()
+        .flat_map(|system| &system.sessions)
+        .map(session_row)
+        .collect();
+    let mut parts = vec![
+        head,
+        render(["SYSTEM", "STATE", "VMS", "BUSY", "WAITING"], &pools),
+    ];
+    let failures = status
+        .systems
+        .iter()
+        .filter_map(|system| Some((system.system, system.start_failure.as_ref()?)));
+    parts.extend(
+        failures.map(|(system, failure)| format!("the last start for {system} failed: {failure}")),
+    );
     if !vms.is_empty() {
         parts.push(render(["VM", "STATE", "AGE", "BOOT", "DOES"], &vms));
     }
@@ -46,16 +70,26 @@ fn text(info: &Info, status: &Status) -> String {
 }
 
 fn pool_row(system: &SystemStatus) -> [String; 5] {
-    let waiting = system.sessions.iter().filter(|session| session.vm.is_none()).count();
+    let waiting = system
+        .sessions
+        .iter()
+        .filter(|session| session.vm.is_none())
+        .count();
     let busy = system.vms.iter().filter(|vm| vm.sessions > 0).count();
     let state = match (system.mode, system.vms.is_empty(), &system.start_failure) {
         (Mode::Draining, true, _) => "down".to_owned(),
         (Mode::Draining, false, _) => "draining".to_owned(),
-        (Mode::Open, _, Some(failure)) => format!("failing: {failure}"),
+        (Mode::Open, _, Some(_)) => format!("failing ({} times)", system.start_failures),
         (Mode::Open, _, None) => "open".to_owned(),
     };
     let vms = format!("{} of {}", system.vms.len(), system.max_vms);
-    [system.system.to_string(), state, vms, busy.to_string(), waiting.to_string()]
+    [
+        system.system.to_string(),
+        state,
+        vms,
+        busy.to_string(),
+        waiting.to_string(),
+    ]
 }
 
 fn vm_row(vm: &VmView) -> [String; 5] {
@@ -71,13 +105,21 @@ fn vm_row(vm: &VmView) -> [String; 5] {
         (1, _) => "1 session".to_owned(),
         (n, _) => format!("{n} sessions"),
     };
-    let boot = vm.boot_ms.map_or(String::new(), |ms| format!("{}.{}s", ms / 1000, ms / 100 % 10));
+    let boot = vm.boot_ms.map_or(String::new(), |ms| {
+        format!("{}.{}s", ms / 1000, ms / 100 % 10)
+    });
     [vm.name.clone(), state.to_owned(), age(vm.age_s), boot, does]
 }
 
 fn session_row(session: &SessionView) -> [String; 5] {
     let vm = session.vm.clone().unwrap_or_default();
-    [session.id.to_string(), session.slot.clone(), vm, age(session.age_s), session.activity.clone()]
+    [
+        session.id.to_string(),
+        session.slot.clone(),
+        vm,
+        age(session.age_s),
+        session.activity.clone(),
+    ]
 }
 
 #[cfg(test)]
@@ -87,7 +129,11 @@ mod tests {
 
     #[test]
     fn status_shows_pools_vms_and_sessions() {
-        let info = Info { version: "0.1.0".to_owned(), pid: 42, gateway: "127.0.0.1:31022".parse().unwrap() };
+        let info = Info {
+            version: "0.1.0".to_owned(),
+            pid: 42,
+            gateway: "127.0.0.1:31022".parse().unwrap(),
+        };
         let vm = VmView {
             name: "riscv64-1".to_owned(),
             state: VmStage::Ready,
@@ -111,7 +157,10 @@ mod tests {
             mode: Mode::Open,
             max_vms: 1,
             vms: vec![vm],
-            sessions: vec![session(1, Some("riscv64-1"), "building hello.drv"), session(2, None, "the only VM is busy")],
+            sessions: vec![
+                session(1, Some("riscv64-1"), "building hello.drv"),
+                session(2, None, "the only VM is busy"),
+            ],
             start_failures: 0,
             start_failure: None,
             retry_in_s: None,

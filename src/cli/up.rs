@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{Context, image, parse_system, start};
-use crate::config::SystemConfig;
+use crate::config::Config;
 use crate::control::Up;
 use crate::control::client::Client;
 use crate::image::store::ImageError;
@@ -29,9 +29,7 @@ pub(super) struct UpArgs {
 pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
     let system = args.system;
     let config = context.config()?;
-    if let Some(config) = config.systems.get(&system) {
-        check_host(config)?;
-    }
+    check_host(&config, system).await?;
     match image::check(context, system).await {
         Ok(_) => {}
         Err(ImageError::Missing(_)) => {
@@ -46,9 +44,12 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
 }
 
 /// What is missing is said before anything is started.
-fn check_host(config: &SystemConfig) -> Result<()> {
-    host::find_qemu(&config.profile.qemu)?;
-    host::find_qemu_img()?;
+async fn check_host(config: &Config, system: System) -> Result<()> {
+    if let Some(pool) = config.systems.get(&system) {
+        let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
+        host::check_qemu(&qemu).await?;
+    }
+    host::find_program("qemu-img", &config.search_path)?;
     Ok(())
 }
 
@@ -57,18 +58,27 @@ async fn bring_up(context: &Context, client: &Client, system: System, count: u32
     if let Some(pool) = of(&before, system)
         && pool.max_vms < count
     {
-        bail!("{count} VMs are more than `max-vms` allows, which is {} for {system}", pool.max_vms);
+        bail!(
+            "{count} VMs are more than `max-vms` allows, which is {} for {system}",
+            pool.max_vms
+        );
     }
     let progress = Progress::new(context.printer, "Starting", &system.to_string());
     client.up(&Up { system, count }).await?;
     // Looked at from after the wish was noted: an earlier failure is not this one's.
     let mut changes = client.watch().await?;
     while let Some(status) = changes.next().await? {
-        let Some(pool) = of(&status, system) else { continue };
+        let Some(pool) = of(&status, system) else {
+            continue;
+        };
         if let Some(failure) = &pool.start_failure {
             bail!("no VM could be started: {failure}");
         }
-        let ready = pool.vms.iter().filter(|vm| vm.state == VmStage::Ready).count();
+        let ready = pool
+            .vms
+            .iter()
+            .filter(|vm| vm.state == VmStage::Ready)
+            .count();
         if ready >= count as usize {
             progress.finish("Ready", &ready_text(pool));
             return Ok(());
@@ -85,7 +95,11 @@ fn of(status: &Status, system: System) -> Option<&SystemStatus> {
 fn step(pool: &SystemStatus, ready: usize, count: u32) -> String {
     let booting = pool.vms.iter().find(|vm| vm.state == VmStage::Booting);
     let stage = booting.map_or("waiting for room", |vm| vm.stage.as_str());
-    if count == 1 { stage.to_owned() } else { format!("{ready} of {count} ready, {stage}") }
+    if count == 1 {
+        stage.to_owned()
+    } else {
+        format!("{ready} of {count} ready, {stage}")
+    }
 }
 
 fn ready_text(pool: &SystemStatus) -> String {

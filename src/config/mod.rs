@@ -5,6 +5,7 @@ mod raw;
 pub mod vm;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -25,6 +26,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
+    /// Where programs are looked for: the value of PATH.
+    pub search_path: OsString,
 }
 
 /// One system's pool.
@@ -47,12 +50,14 @@ pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 31022);
 
 /// What the machine has, as far as defaults depend on it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Host {
     /// Processors.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// The value of PATH.
+    pub search_path: OsString,
 }
 
 impl Host {
@@ -70,11 +75,16 @@ impl Host {
         });
         let memory_mib =
             total_kib.map_or(4096, |kib| u32::try_from(kib / 1024).unwrap_or(u32::MAX));
-        Self { cpus, memory_mib }
+        let search_path = std::env::var_os("PATH").unwrap_or_default();
+        Self {
+            cpus,
+            memory_mib,
+            search_path,
+        }
     }
 
     /// VMs that the machine can bear beside its other work: one per processor, in half of the memory.
-    fn max_vms(self, profile: &VmProfile) -> NonZeroU32 {
+    fn max_vms(&self, profile: &VmProfile) -> NonZeroU32 {
         let by_memory = self.memory_mib / 2 / profile.memory_mib.max(1);
         NonZeroU32::new(self.cpus.min(by_memory)).unwrap_or(NonZeroU32::MIN)
     }
@@ -82,7 +92,7 @@ impl Host {
 
 impl Config {
     /// Reads the files that there are; without any, everything has a default.
-    pub fn load(paths: &Paths, host: Host) -> Result<Self, ConfigError> {
+    pub fn load(paths: &Paths, host: &Host) -> Result<Self, ConfigError> {
         let (file, text) = match paths.config() {
             ConfigFile::Named(file) => (file, Some(read(file)?)),
             ConfigFile::Usual(file) => (file, read_if_there(file)?),
@@ -98,7 +108,7 @@ impl Config {
         file: &Path,
         text: &str,
         profiles: BTreeMap<System, VmProfile>,
-        host: Host,
+        host: &Host,
     ) -> Result<Self, ConfigError> {
         let raw: RawConfig =
             toml::from_str(text).map_err(|error| ConfigError::toml(file, text, &error))?;
@@ -119,14 +129,18 @@ impl Config {
                 .map_err(|message| ConfigError::value(file, text, listen.span(), message))?,
             None => DEFAULT_LISTEN,
         };
-        Ok(Self { listen, systems })
+        Ok(Self {
+            listen,
+            systems,
+            search_path: host.search_path.clone(),
+        })
     }
 }
 
 fn check_pool(
     raw: &RawPool,
     mut profile: VmProfile,
-    host: Host,
+    host: &Host,
     error: impl Fn(&toml::Spanned<u32>, String) -> ConfigError,
 ) -> Result<SystemConfig, ConfigError> {
     let within = |value: &Option<toml::Spanned<u32>>, key: &str, least: u32, most: u32| match value
@@ -248,12 +262,13 @@ mod tests {
     const HOST: Host = Host {
         cpus: 2,
         memory_mib: 24 * 1024,
+        search_path: OsString::new(),
     };
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         let profiles =
             System::ALL.map(|system| (system, toml::from_str(built_in_profile(system)).unwrap()));
-        Config::parse(Path::new("xpool.toml"), text, profiles.into(), HOST)
+        Config::parse(Path::new("xpool.toml"), text, profiles.into(), &HOST)
     }
 
     #[track_caller]
@@ -277,6 +292,7 @@ mod tests {
         let small = Host {
             cpus: 8,
             memory_mib: 2048,
+            ..HOST
         };
         assert_eq!(small.max_vms(&riscv64.profile).get(), 1);
     }

@@ -1,1 +1,184 @@
 //! The SSH front end: a russh server on loopback that Nix connects to.
+//!
+//! Gives every `nix-daemon --stdio` that a known key asks for to the session code, and refuses everything else. Knows
+//! nothing of VMs. Never does slow work in a handler: that would stall the connection and everything else on it.
+
+mod connection;
+mod exec;
+mod handler;
+pub mod keys;
+mod lifeline;
+mod relay;
+mod ssh;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::keys::{PrivateKey, PublicKey};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::manager::ticket::SessionDesk;
+use crate::nix::System;
+use crate::nix::handshake::Promise;
+
+/// How long to wait after a failed accept. Out of file descriptors is what fails, and only time helps.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a gateway needs to know.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// The key that the gateway is known by.
+    pub host_key: PrivateKey,
+    /// Who may connect. With none, the gateway does not start.
+    pub clients: Vec<PublicKey>,
+    /// The user names there are, and what each is for. With none, the gateway does not start.
+    pub slots: BTreeMap<String, Slot>,
+    /// How much of everything there may be.
+    pub limits: Limits,
+}
+
+/// What a user name stands for: `riscv64-00` is one build at a time for one system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The platform that is built for.
+    pub system: System,
+    /// What clients are told of the guests' Nix before there is a guest.
+    pub promise: Promise,
+}
+
+/// How much of everything there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A connection that has not logged in this long after it was accepted is cut, whatever it sends.
+    pub login_grace: Duration,
+    /// Connections that have not logged in. Further ones wait in the listener's backlog: none is ever refused, because a
+    /// refused connection fails a build.
+    pub max_logins: usize,
+    /// Connections in all. Further ones wait too.
+    pub max_connections: usize,
+    /// Channels of one connection. Further ones are refused: Nix opens one, or `max-connections` of a store.
+    pub max_channels: usize,
+    /// How long connections may go on after the gateway was told to stop: their sessions are told why by the manager.
+    pub closing_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            login_grace: Duration::from_secs(20),
+            max_logins: 32,
+            max_connections: 512,
+            max_channels: 64,
+            closing_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a gateway does not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GatewayError {
+    /// Nobody could log in.
+    #[error("no client key is allowed to use the gateway: allow one, or turn the gateway off")]
+    NoClients,
+    /// There is nothing to log in as.
+    #[error("the gateway has no slots: define a pool, or turn the gateway off")]
+    NoSlots,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared {
+    config: GatewayConfig,
+    ssh: Arc<russh::server::Config>,
+    desk: SessionDesk,
+}
+
+/// Room for one more connection.
+struct Room {
+    connection: OwnedSemaphorePermit,
+    login: OwnedSemaphorePermit,
+}
+
+/// Serves clients until `stop` is cancelled; then takes no more, and returns when the last one has gone or was cut.
+pub async fn serve(
+    listener: TcpListener,
+    config: GatewayConfig,
+    desk: SessionDesk,
+    stop: CancellationToken,
+) -> Result<(), GatewayError> {
+    if config.clients.is_empty() {
+        return Err(GatewayError::NoClients);
+    }
+    if config.slots.is_empty() {
+        return Err(GatewayError::NoSlots);
+    }
+    let closing_grace = config.limits.closing_grace;
+    let shared = Arc::new(Shared {
+        ssh: Arc::new(ssh::config(&config.host_key)),
+        config,
+        desk,
+    });
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = accept_forever(&listener, &shared, &connections, &cut) => {}
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(closing_grace, connections.wait())
+        .await
+        .is_err()
+    {
+        cut.cancel();
+        connections.wait().await;
+    }
+    Ok(())
+}
+
+async fn accept_forever(
+    listener: &TcpListener,
+    shared: &Arc<Shared>,
+    connections: &TaskTracker,
+    cut: &CancellationToken,
+) {
+    let limits = &shared.config.limits;
+    let all = Arc::new(Semaphore::new(limits.max_connections));
+    let logins = Arc::new(Semaphore::new(limits.max_logins));
+    while let (Ok(connection), Ok(login)) = (
+        Arc::clone(&all).acquire_owned().await,
+        Arc::clone(&logins).acquire_owned().await,
+    ) {
+        let (stream, peer) = accept(listener).await;
+        let room = Room { connection, login };
+        let shared = Arc::clone(shared);
+        connections.spawn(connection::run(
+            stream,
+            peer,
+            shared,
+            room,
+            cut.child_token(),
+        ));
+    }
+}
+
+/// The next connection, however many attempts fail.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            // The client gave up while it waited: not worth a pause.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "the gateway cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

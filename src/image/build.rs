@@ -18,7 +18,7 @@ use super::{Image, digest};
 use crate::nix::System;
 
 /// The files of images/ that the script needs, by their place below images/.
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 8] = [
     ("xpool-guest", include_str!("../../images/xpool-guest")),
     (
         "portable/assemble.sh",
@@ -32,6 +32,10 @@ const SOURCES: [(&str, &str); 7] = [
     (
         "portable/initramfs-init",
         include_str!("../../images/portable/initramfs-init"),
+    ),
+    (
+        "portable/janitor.sh",
+        include_str!("../../images/portable/janitor.sh"),
     ),
     (
         "portable/nix.conf",
@@ -256,4 +260,24 @@ fn make_manifest(out: &Path, system: System) -> Result<Manifest> {
     };
     std::fs::remove_file(&facts_file).context("tidying up")?;
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_portable_image_is_compiled_in() {
+        let there = std::fs::read_dir("images/portable")
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let mut there: Vec<String> = there
+            .map(|name| format!("portable/{}", name.to_str().unwrap()))
+            .collect();
+        there.push("xpool-guest".to_owned());
+        there.sort();
+        let mut known = SOURCES.map(|(name, _)| name.to_owned());
+        known.sort();
+        assert_eq!(known.as_slice(), there);
+    }
 }

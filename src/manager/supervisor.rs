@@ -71,7 +71,6 @@ async fn start<B: VmBackend>(
     commands: &mut mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
 ) -> Result<B::Vm, Exit> {
-    news(VmNews::Stage("checking the image".to_owned()));
     let spec = match tokio::task::spawn_blocking(make_spec).await {
         Ok(Ok(spec)) => spec,
         Ok(Err(error)) => return Err(failed(&error, Retry::Pointless)),

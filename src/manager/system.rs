@@ -148,7 +148,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             tell,
         ));
         let console_log = (self.factory.console_log)(&name);
-        let stage = "starting".to_owned();
+        let stage = "checking the image".to_owned();
         self.vms.insert(
             id,
             ManagedVm {

@@ -18,10 +18,10 @@ pub(super) fn text(pool: &PoolStatus, vms: &[VmView], position: usize, slots: us
         return format!("starting {}: {}{ahead}", vm.name, vm.stage);
     }
     if let (Some(failure), Some(seconds)) = (&pool.start_failure, pool.retry_in_s) {
-        return format!(
-            "the last start failed: {failure}; trying again within {}{ahead}",
-            rough(seconds)
-        );
+        // Its further lines are for who gets it as an error in the end.
+        let failure = failure.lines().next().unwrap_or_default();
+        let within = rough(seconds);
+        return format!("the last start failed: {failure}; trying again within {within}{ahead}");
     }
     let live = vms.len();
     if live >= pool.max_vms as usize {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_session_is_told_why_the_last_start_failed() {
         let mut pool = pool(2);
-        pool.start_failure = Some("no agent".to_owned());
+        pool.start_failure = Some("no agent\nconsole: oops".to_owned());
         pool.retry_in_s = Some(15);
         let expected = "the last start failed: no agent; trying again within a minute";
         assert_eq!(text(&pool, &[], 0, 1), expected);

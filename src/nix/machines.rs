@@ -94,8 +94,10 @@ pub fn ssh_config(
 /// The lines of a known-hosts file. `host_key` is the gateway's, as `ssh-ed25519 AAAA…`.
 pub fn known_hosts(systems: &[System], host_key: &str) -> String {
     let line = |system: &System| format!("{} {host_key}", ssh_host(*system));
-    systems.iter().map(line).collect::<Vec<_>>().join("
-") + "
+    systems.iter().map(line).collect::<Vec<_>>().join(
+        "
+",
+    ) + "
 "
 }
 

@@ -1,6 +1,11 @@
 //! What Nix calls things and how its protocol looks on the wire. No IO of its own.
 
+pub mod handshake;
 pub mod machines;
+pub mod observe;
+pub mod stderr;
+pub mod walk;
+pub mod wire;
 
 use std::fmt;
 use std::str::FromStr;

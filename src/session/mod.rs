@@ -1,1 +1,101 @@
 //! One Nix session: handshake answered at once, parked at its first operation, then joined to a guest.
+//!
+//! The same for every front end: it knows a reader and a writer, not SSH. What it cannot say inside the protocol it returns
+//! for the front end to say.
+
+mod client;
+mod guest;
+mod park;
+mod splice;
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::manager::ticket::{SessionDesk, SessionRequest};
+use crate::nix::handshake::Promise;
+
+use client::Greeting;
+use guest::Joined;
+use park::Parked;
+
+/// How long a client may take for its part of the handshake. Nix speaks at once; anything else would hold the connection.
+const HELLO_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How a session ended, for the log and for what the front end has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The client left without asking for anything, as `nix store info` does.
+    NoDemand,
+    /// The client left while it waited for a VM.
+    LeftWaiting,
+    /// The client was joined to a VM and left when it was done, or gave up.
+    Served {
+        /// The VM's name.
+        vm: String,
+    },
+    /// Something failed and the client was told inside the protocol.
+    Told {
+        /// What it was told.
+        text: String,
+    },
+    /// Something failed and could not be said inside the protocol.
+    Untold {
+        /// What the front end has to say, by whatever way it has.
+        text: String,
+        /// Whether a build was under way: then a build hook listens, which shows only what is written for it.
+        to_hook: bool,
+    },
+}
+
+/// Serves one client until either side is done. Dropping the future ends the session: ticket and hop are dropped.
+pub async fn serve<R, W>(
+    reader: R,
+    writer: W,
+    desk: &SessionDesk,
+    request: SessionRequest,
+    promise: &Promise,
+) -> Outcome
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let greeting = client::greet(reader, writer, promise);
+    let mut client = match tokio::time::timeout(HELLO_DEADLINE, greeting).await {
+        Ok(Greeting::Done(client)) => client,
+        Ok(Greeting::Left) => return Outcome::NoDemand,
+        Ok(Greeting::Failed(error)) => return untold(&format!("xpool: {error}")),
+        Err(_) => return untold("xpool: no Nix client spoke within 20 seconds"),
+    };
+    if !client.began_operation().await {
+        return Outcome::NoDemand;
+    }
+    let system = request.system;
+    let mut ticket = match desk.open(request).await {
+        Ok(ticket) => ticket,
+        Err(gone) => return client.fail(&format!("xpool: {gone}")).await,
+    };
+    let (vm, mut stream) = match park::park(&mut client, &mut ticket, system).await {
+        Parked::Granted { vm, hop } => (vm, hop.stream),
+        Parked::Left => return Outcome::LeftWaiting,
+        Parked::Failed(text) => return client.fail(&text).await,
+    };
+    match guest::join(&mut client, &mut ticket, &vm, &mut stream).await {
+        Joined::Done(early) => splice::splice(client, ticket, vm, stream, early).await,
+        Joined::Left => Outcome::LeftWaiting,
+        Joined::Failed(text) => {
+            drop(stream);
+            client.fail(&text).await
+        }
+    }
+}
+
+fn untold(text: &str) -> Outcome {
+    Outcome::Untold {
+        text: text.to_owned(),
+        to_hook: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+#!/bin/bash
+# assemble.sh ARCH SUITE KEYRING TMP OUT_DIR: packages in, kernel, initrd, disk.qcow2, image.env out.
+# Run by build.sh under fakeroot. Packages are extracted, not configured: nothing foreign runs here,
+# and what their configuration would have made is made below.
+set -euo pipefail
+
+arch=$1 suite=$2 keyring=$3 tmp=$4 out=$5
+readonly EX_UNAVAILABLE=69
+readonly DISK_SIZE=16G BUILD_USERS=32
+# Named one by one, so that the host's mke2fs.conf has no say. No journal and no checksums: the disk
+# is thrown away, and both are work for an emulated CPU.
+readonly EXT4_FEATURES=none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super,uninit_bg
+# Loaded in the initrd, by two processes: what the disk needs, and the other devices and the store share.
+readonly DISK_MODULES=(virtio_blk ext4)
+readonly OTHER_MODULES=(virtio_console virtio_net virtio-rng virtio_balloon 9p 9pnet_virtio overlay)
+# Loaded on demand: the power button, and file systems and devices that builders' tools ask for.
+readonly MORE_MODULES=(gpio_keys evdev binfmt_misc loop squashfs tun veth)
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$tmp/root log=$tmp/mmdebstrap.log
+export TMPDIR=$tmp
+packages=linux-image-$arch,bash,busybox-static,ca-certificates,coreutils,kmod,nix-bin,qemu-guest-agent,socat
+[ "${XPOOL_GUEST_SSHD-}" = 1 ] && packages+=,openssh-server
+
+unavailable() {
+    printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
+    exit $EX_UNAVAILABLE
+}
+
+unpack() {
+    # The mode chrootless needs neither root nor namespaces; with the variant extract no package
+    # script runs, which is what its warning is about.
+    mmdebstrap --mode=chrootless --variant=extract --format=directory --skip=check/chrootless \
+        --architectures="$arch" --components=main --keyring="$keyring" --include="$packages" \
+        --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' \
+        "$@" "$suite" "$root" ${XPOOL_DEBIAN_MIRROR:+"$XPOOL_DEBIAN_MIRROR"} 2> >(tee "$log" >&2)
+}
+
+unpack_or_explain() {
+    unpack && return
+    if grep -qE "Failed to fetch .*$suite-(updates|security)" "$log"; then
+        # A mirror in the middle of an update; the release itself never changes under a reader.
+        echo "warning: the mirror's $suite-updates or $suite-security is inconsistent, using $suite alone" >&2
+        rm -rf "$root"
+        # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+        unpack --setup-hook='sed -i "/-updates\|-security/d" "$1/etc/apt/sources.list"' && return
+    fi
+    if grep -q 'No space left on device' "$log"; then
+        unavailable "the disk of $tmp is full" 'free some, or name another folder in XPOOL_BUILD_TMP'
+    elif grep -qE 'NO_PUBKEY|is not signed|signatures couldn.t be verified|EXPKEYSIG' "$log"; then
+        unavailable "the keys in $keyring do not fit Debian $suite" 'update the package debian-archive-keyring'
+    elif grep -qE 'Failed to fetch|Could not (resolve|connect)|Temporary failure|Unable to (connect|locate)' "$log"; then
+        unavailable 'the Debian packages could not be fetched' \
+            'check the network, or name a mirror in XPOOL_DEBIAN_MIRROR'
+    fi
+    echo 'error: mmdebstrap failed' >&2
+    exit 1
+}
+
+# What a build guest never reads. Debian's kernel package brings a whole system to configure itself.
+prune() {
+    cd "$root"
+    rm -rf boot dev/* tmp/* usr/games var/cache/* var/lib/apt var/log/* \
+        etc/{apt,init.d,initramfs-tools,pam.d,perl,rc?.d,systemd,udev} \
+        usr/share/{bash-completion,bug,doc,i18n,info,initramfs-tools,lintian,locale,man,perl*,systemd,zsh} \
+        usr/lib/{systemd,udev,initramfs-tools} \
+        usr/lib/*-linux-gnu/{gconv,libperl*,perl*,systemd} \
+        usr/bin/*perl* usr/bin/systemd-* usr/bin/*ctl
+    cd - >/dev/null
+}
+
+modules_needed() {
+    modprobe -d "$root" -S "$kernel_version" --show-depends "$1" 2>/dev/null | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p'
+}
+
+# A module that is built in, or absent on this architecture, has no file and needs none.
+keep_modules() {
+    local all=$root/usr/lib/modules/$kernel_version
+    depmod -b "$root" "$kernel_version"
+    mkdir -p "$tmp/modules" "$initrd/modules"
+    take_modules "${DISK_MODULES[@]}" >"$initrd/modules/disk"
+    take_modules "${OTHER_MODULES[@]}" >"$initrd/modules/other"
+    cp "$tmp/modules"/* "$initrd/modules/"
+    take_modules "${MORE_MODULES[@]}" >/dev/null
+    rm -rf "$all/kernel"
+    mv "$tmp/modules" "$all/kernel"
+    depmod -b "$root" "$kernel_version"
+}
+
+# Copies modules and what they need, prints the names of the new ones in the order to load them.
+take_modules() {
+    local module file name
+    for module in "$@"; do
+        while read -r file; do
+            name=$(basename "$file" .xz)
+            [ -e "$tmp/modules/$name" ] && continue
+            case $file in *.xz) xz -dc "$file" ;; *) cat "$file" ;; esac >"$tmp/modules/$name"
+            echo "$name"
+        done < <(modules_needed "$module")
+    done
+}
+
+accounts() {
+    local base=$root/usr/share/base-passwd members i
+    members=$(seq -s, -f 'nixbld%.0f' $BUILD_USERS)
+    {
+        cat "$base/passwd.master"
+        [ -e "$root/usr/sbin/sshd" ] && echo 'sshd:x:101:65534::/run/sshd:/usr/sbin/nologin'
+        for ((i = 1; i <= BUILD_USERS; i++)); do
+            echo "nixbld$i:x:$((30000 + i)):30000:Nix build user $i:/var/empty:/usr/sbin/nologin"
+        done
+    } | sed 's/^\([^:]*\):[^:]*:/\1:x:/' >"$root/etc/passwd"
+    {
+        sed 's/^\([^:]*\):[^:]*:/\1:x:/' "$base/group.master"
+        echo "nixbld:x:30000:$members"
+    } >"$root/etc/group"
+    # Nobody has a password.
+    sed 's/:.*/:*:19000:0:99999:7:::/' "$root/etc/passwd" >"$root/etc/shadow"
+    chmod 640 "$root/etc/shadow"
+}
+
+configure() {
+    mkdir -p "$root"/{etc/nix,nix/store,usr/lib/xpool,var/empty,var/log}
+    install -m 755 "$here/init" "$root/usr/lib/xpool/init"
+    install -m 755 "$here/../xpool-guest" "$root/usr/bin/xpool-guest"
+    install -m 755 "$here/shutdown" "$root/usr/sbin/shutdown"
+    ln -s shutdown "$root/usr/sbin/poweroff"
+    install -m 644 "$here/nix.conf" "$root/etc/nix/nix.conf"
+    ln -sf busybox "$root/usr/bin/sh"
+    # The mount tools of util-linux are not in the image.
+    ln -sf ../bin/busybox "$root/usr/sbin/mount"
+    ln -sf ../bin/busybox "$root/usr/sbin/umount"
+    printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n' >"$root/etc/nsswitch.conf"
+    # The name server of QEMU's user network; mmdebstrap left the host's.
+    rm -f "$root/etc/resolv.conf"
+    echo 'nameserver 10.0.2.3' >"$root/etc/resolv.conf"
+    : >"$root/etc/fstab"
+    find "$root/usr/share/ca-certificates" -name '*.crt' -print0 | sort -z | xargs -0 cat \
+        >"$root/etc/ssl/certs/ca-certificates.crt"
+    rm -f "$root"/etc/{hostname,machine-id}
+    if [ "${XPOOL_GUEST_SSHD-}" = 1 ]; then configure_sshd; fi
+}
+
+# For measuring a peer: OpenSSH as it comes. The host key is made at the first boot.
+configure_sshd() {
+    rm -f "$root"/etc/ssh/ssh_host_*
+    printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n' \
+        >"$root/etc/ssh/sshd_config"
+    install -d -m 700 "$root/root/.ssh"
+    echo "${XPOOL_GUEST_SSHD_KEY:?the public key for XPOOL_GUEST_SSHD=1}" >"$root/root/.ssh/authorized_keys"
+}
+
+make_initrd() {
+    mkdir -p "$initrd"/{bin,dev,root}
+    cp "$root/usr/bin/busybox" "$initrd/bin/"
+    install -m 755 "$here/initramfs-init" "$initrd/init"
+    # Not compressed: QEMU copies it in no time, unpacking it would be the guest's work.
+    (cd "$initrd" && find . | sort | cpio --create --format=newc --quiet) >"$out/initrd"
+}
+
+make_disk() {
+    mke2fs -q -F -t ext4 -O $EXT4_FEATURES -b 4096 -I 256 -i 16384 -m 0 \
+        -E lazy_itable_init=1,nodiscard -d "$root" "$tmp/disk.raw" $DISK_SIZE
+    qemu-img convert -f raw -O qcow2 "$tmp/disk.raw" "$out/disk.qcow2"
+}
+
+write_env() {
+    # On a panic the guest restarts at once, and QEMU with -no-reboot ends.
+    cat >"$out/image.env" <<END
+NIX_VERSION=$nix_version
+KERNEL_VERSION=$kernel_version
+CMDLINE=quiet loglevel=4 panic=-1 oops=panic
+DEBIAN_SUITE=$suite
+END
+}
+
+# Only steps may reach the caller's stdout.
+exec {steps}>&1 1>&2
+step() { echo "step: $1" >&"$steps"; }
+
+echo $$ >"$tmp/group"
+initrd=$tmp/initrd
+step 'fetching and unpacking packages'
+unpack_or_explain
+nix_version=$(zcat "$root/usr/share/doc/nix-bin/changelog.Debian.gz" | sed -n '1s/^nix (\([0-9.]*\).*/\1/p')
+[ -n "$nix_version" ]
+kernel_version=$(basename "$root"/usr/lib/modules/*)
+cp "$root"/boot/vmlinu[xz]-* "$out/kernel"
+step 'removing what a builder does not need'
+prune
+keep_modules
+step 'configuring the guest'
+accounts
+configure
+step 'making the initial RAM disk'
+make_initrd
+step 'making the disk'
+make_disk
+write_env

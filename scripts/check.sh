@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# check.sh: everything that can be checked without a VM: format, lints, tests, dependencies, shell scripts.
+# Runs all of it and says at the end what failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+failed=()
+check() {
+    local name=$1
+    shift
+    say "$name"
+    "$@" || failed+=("$name")
+}
+
+shell_scripts() {
+    grep -lrE '^#!(/usr)?/bin/(env )?(ba)?sh|^# shellcheck shell=' scripts images .ci
+}
+
+# cargo-deny reads its list of advisories from the network; without it the rest is still checked.
+deny() {
+    cargo deny --config .deny.toml --log-level error check bans licenses sources || return
+    if timeout 60 cargo deny --config .deny.toml --log-level error fetch db >/dev/null 2>&1; then
+        cargo deny --config .deny.toml --log-level error check advisories
+    else
+        printf 'not checked: the list of security advisories cannot be fetched from here\n'
+    fi
+}
+
+install_rust
+install_check_tools
+check format cargo fmt --check
+check clippy cargo clippy --quiet --all-targets --all-features --locked -- -D warnings
+check tests cargo test --quiet --locked
+check deny deny
+# shellcheck disable=SC2046 # file names of our own, without spaces
+check shellcheck shellcheck $(shell_scripts)
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nfailed: %s\n' "${failed[*]}" >&2
+    exit 1
+fi
+say "all checks passed"

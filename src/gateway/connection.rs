@@ -1,0 +1,87 @@
+//! One SSH connection: from accept to its end, whoever ends it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::server::RunningSession;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::handler::Handler;
+use super::lifeline::{HangUp, Lifeline};
+use super::{Room, Shared};
+
+/// How long a peer may leave bytes unacknowledged: as long as it may leave keepalives unanswered.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(300);
+
+/// Serves one connection. Cancelling `cut` ends it.
+pub(super) async fn run(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    room: Room,
+    cut: CancellationToken,
+) {
+    let Room { connection, login } = room;
+    let deadline = Instant::now() + shared.config.limits.login_grace;
+    let hang_up = match prepare(&stream) {
+        Ok(hang_up) => hang_up,
+        Err(error) => return tracing::debug!(%peer, %error, "a connection broke at once"),
+    };
+    // What the sessions of this connection live on. Ended here or, when russh ends first, by the handler's end.
+    let alive = CancellationToken::new();
+    let logged_in = CancellationToken::new();
+    let handler = Handler::new(
+        Arc::clone(&shared),
+        peer,
+        alive.clone(),
+        logged_in.clone(),
+        login,
+    );
+    let stream = Lifeline::new(stream, cut.clone());
+    let starting = russh::server::run_stream(Arc::clone(&shared.ssh), stream, handler);
+    let mut running = match timeout_at(deadline, starting).await {
+        Ok(Ok(running)) => running,
+        Ok(Err(error)) => {
+            return tracing::debug!(%peer, %error, "a connection ended before the login");
+        }
+        Err(_) => return tracing::debug!(%peer, "a connection sent no SSH greeting in time"),
+    };
+    tokio::select! {
+        () = ended(&mut running, peer) => {}
+        () = late(deadline, &logged_in) => {
+            tracing::debug!(%peer, "a connection did not log in in time");
+            cut.cancel();
+        }
+        () = hang_up.happened() => cut.cancel(),
+        () = cut.cancelled() => {}
+    }
+    // Also frees a russh that waits for a session to read.
+    alive.cancel();
+    if cut.is_cancelled() {
+        ended(&mut running, peer).await;
+    }
+    drop(connection);
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<HangUp> {
+    stream.set_nodelay(true)?;
+    let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(stream, unacknowledged_ms)?;
+    HangUp::watch(stream)
+}
+
+async fn ended(running: &mut RunningSession<Handler>, peer: SocketAddr) {
+    if let Err(error) = running.await {
+        tracing::debug!(%peer, %error, "a connection ended");
+    }
+}
+
+/// Resolves at the deadline, unless the client has logged in before.
+async fn late(deadline: Instant, logged_in: &CancellationToken) {
+    if timeout_at(deadline, logged_in.cancelled()).await.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}

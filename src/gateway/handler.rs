@@ -1,0 +1,260 @@
+//! What a client asks of one connection, and the short answers. Anything that takes time is given to a task.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use russh::keys::{HashAlg, PublicKey};
+use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::exec::{self, Command};
+use super::{Shared, relay};
+use crate::manager::ticket::SessionRequest;
+
+/// One connection's state.
+pub(super) struct Handler {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    /// Who logged in: slot and key.
+    login: Option<(String, PublicKey)>,
+    channels: HashMap<ChannelId, ChannelState>,
+    logged_in: CancellationToken,
+    /// A place among those that have not logged in.
+    login_room: Option<OwnedSemaphorePermit>,
+    alive: CancellationToken,
+    /// russh drops the handler when the connection ends: that ends its sessions.
+    _end_sessions: DropGuard,
+}
+
+enum ChannelState {
+    /// Opened; nothing runs on it yet.
+    Open(Box<Channel<Msg>>),
+    /// Has its one command. Cancelled when the client closes it.
+    Used(CancellationToken),
+}
+
+impl Handler {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        peer: SocketAddr,
+        alive: CancellationToken,
+        logged_in: CancellationToken,
+        login_room: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            shared,
+            peer,
+            login: None,
+            channels: HashMap::new(),
+            logged_in,
+            login_room: Some(login_room),
+            _end_sessions: alive.clone().drop_guard(),
+            alive,
+        }
+    }
+
+    fn knows(&self, user: &str, key: &PublicKey) -> bool {
+        let config = &self.shared.config;
+        let is_client = config
+            .clients
+            .iter()
+            .any(|client| client.key_data() == key.key_data());
+        let known = is_client && config.slots.contains_key(user);
+        if !known {
+            let fingerprint = key.fingerprint(HashAlg::Sha256);
+            tracing::debug!(peer = %self.peer, ?user, is_client, %fingerprint, "login refused");
+        }
+        known
+    }
+
+    fn request(&self) -> Option<(SessionRequest, crate::nix::handshake::Promise)> {
+        let (user, key) = self.login.as_ref()?;
+        let slot = self.shared.config.slots.get(user)?;
+        let request = SessionRequest {
+            system: slot.system,
+            slot: user.clone(),
+            client: format!("{} {}", self.peer, key.fingerprint(HashAlg::Sha256)),
+        };
+        Some((request, slot.promise.clone()))
+    }
+
+    /// Starts a session on a channel that has none. False if it cannot have one.
+    fn start(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        let Some((request, promise)) = self.request() else {
+            return session.channel_failure(id);
+        };
+        let Some(channel) = self.take(id) else {
+            return session.channel_failure(id);
+        };
+        let closed = self.alive.child_token();
+        self.channels.insert(id, ChannelState::Used(closed.clone()));
+        session.channel_success(id)?;
+        let desk = self.shared.desk.clone();
+        tokio::spawn(relay::run(*channel, desk, request, promise, closed));
+        Ok(())
+    }
+
+    /// Ends a channel with a reason that its user sees.
+    fn refuse(
+        &mut self,
+        id: ChannelId,
+        why: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        if self.take(id).is_none() {
+            return session.channel_failure(id);
+        }
+        self.channels
+            .insert(id, ChannelState::Used(CancellationToken::new()));
+        tracing::info!(peer = %self.peer, why, "refused a client's command");
+        session.channel_success(id)?;
+        session.extended_data(id, relay::STDERR, format!("xpool: {why}\r\n"))?;
+        session.exit_status_request(id, relay::FAILED)?;
+        session.eof(id)?;
+        session.close(id)
+    }
+
+    /// The channel, if it is open and unused.
+    fn take(&mut self, id: ChannelId) -> Option<Box<Channel<Msg>>> {
+        match self.channels.remove(&id)? {
+            ChannelState::Open(channel) => Some(channel),
+            used @ ChannelState::Used(_) => {
+                self.channels.insert(id, used);
+                None
+            }
+        }
+    }
+}
+
+impl russh::server::Handler for Handler {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
+        Ok(if self.knows(user, offer.public_key) {
+            Auth::Accept
+        } else {
+            Auth::reject()
+        })
+    }
+
+    // Decides again, although the key was offered before: an offer proves nothing, and the signed key may be another one.
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Self::Error> {
+        if !self.knows(user, key.public_key) {
+            return Ok(Auth::reject());
+        }
+        self.login = Some((user.to_owned(), key.public_key.clone()));
+        Ok(Auth::Accept)
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
+        self.logged_in.cancel();
+        self.login_room = None;
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if self.channels.len() >= self.shared.config.limits.max_channels {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        self.channels
+            .insert(channel.id(), ChannelState::Open(Box::new(channel)));
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(
+        &mut self,
+        id: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(ChannelState::Used(closed)) = self.channels.remove(&id) {
+            closed.cancel();
+        }
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        match exec::parse(command) {
+            Command::NixDaemon => self.start(id, session),
+            Command::Refused(why) => self.refuse(id, &why, session),
+        }
+    }
+
+    async fn shell_request(
+        &mut self,
+        id: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(id, &exec::no_shell(), session)
+    }
+
+    // What follows is refused by name, because russh's own methods answer nothing at all. Forwarding (of ports, sockets,
+    // the agent) needs no words: russh refuses what no method accepts.
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+}

@@ -1,0 +1,71 @@
+//! How the gateway speaks SSH: russh's configuration, and why it is not the default.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
+use russh::server::Config;
+use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
+
+/// How long a silent connection waits until it is asked for a sign of life.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// How many signs of life may be missing. russh counts before it sends, so the tenth silence of 30 s ends the connection:
+/// after five minutes.
+const MAX_MISSED_KEEPALIVES: usize = 9;
+
+/// How long every refused login takes, so that the time says nothing about the reason.
+const REFUSAL: Duration = Duration::from_millis(100);
+
+/// How long the refusal of `none` takes, with which OpenSSH asks what there is: every build would wait for it.
+const FIRST_REFUSAL: Duration = Duration::from_millis(5);
+
+/// The server's configuration.
+pub(super) fn config(host_key: &PrivateKey) -> Config {
+    Config {
+        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-xpool")),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: REFUSAL,
+        auth_rejection_time_initial: Some(FIRST_REFUSAL),
+        max_auth_attempts: 6,
+        keys: vec![host_key.clone()],
+        preferred: preferred(),
+        // A build may be silent for hours.
+        inactivity_timeout: None,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: MAX_MISSED_KEEPALIVES,
+        nodelay: true,
+        ..Config::default()
+    }
+}
+
+/// Only what every OpenSSH since 7.4 (2016) and no known attack shares. No compression: builders' traffic stays on this
+/// machine, and decompressing before the login has been exploited.
+fn preferred() -> Preferred {
+    Preferred {
+        kex: Cow::Borrowed(&[
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]),
+        // Also what clients may sign with; of host keys there is only the Ed25519 one.
+        key: Cow::Borrowed(&[
+            Algorithm::Ed25519,
+            Algorithm::SkEd25519,
+            Algorithm::Ecdsa {
+                curve: EcdsaCurve::NistP256,
+            },
+        ]),
+        host_key_certificates: Cow::Borrowed(&[]),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_256_GCM,
+            cipher::AES_128_GCM,
+            cipher::CHACHA20_POLY1305,
+        ]),
+        // For form's sake: the ciphers above authenticate by themselves.
+        mac: Cow::Borrowed(&[mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+    }
+}

@@ -1,0 +1,256 @@
+//! Sessions as Nix speaks them, split anywhere.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::nix::wire::{put_number, put_string, put_strings};
+
+const V: Version = Version::PROMISED;
+const DRV: &str = "/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12.drv";
+
+fn message(numbers: &[u64]) -> Vec<u8> {
+    numbers
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect()
+}
+
+fn query(version: Version) -> Vec<u8> {
+    let mut out = message(&[31]);
+    put_strings(&mut out, &["/nix/store/a", "/nix/store/b"]);
+    if version.has(27) {
+        put_number(&mut out, 0);
+    }
+    out
+}
+
+fn upload() -> Vec<u8> {
+    let mut out = message(&[44, 0, 1]);
+    put_number(&mut out, 5);
+    out.extend(b"12345");
+    put_number(&mut out, 3);
+    out.extend(b"678");
+    put_number(&mut out, 0);
+    out
+}
+
+fn build() -> Vec<u8> {
+    let mut out = message(&[36]);
+    put_string(&mut out, DRV.as_bytes());
+    put_number(&mut out, 1);
+    for part in ["out", "/nix/store/o-hello-2.12", "", ""] {
+        put_string(&mut out, part.as_bytes());
+    }
+    put_strings(&mut out, &["/nix/store/a"]);
+    put_string(&mut out, b"riscv64-linux");
+    put_string(&mut out, b"/bin/sh");
+    put_strings(&mut out, &["-c", "true"]);
+    put_number(&mut out, 1);
+    put_string(&mut out, b"name");
+    put_string(&mut out, b"hello-2.12");
+    put_number(&mut out, 0);
+    out
+}
+
+/// An activity, news of it and its end, and a line: every frame that a build sends, each on its own.
+fn frames() -> Vec<Vec<u8>> {
+    let mut start = message(&[stderr::START_ACTIVITY, 1, 3, 105]);
+    put_string(&mut start, b"building");
+    put_number(&mut start, 2);
+    put_number(&mut start, 1);
+    put_string(&mut start, DRV.as_bytes());
+    put_number(&mut start, 0);
+    put_number(&mut start, 7);
+    put_number(&mut start, 0);
+    let mut result = message(&[stderr::RESULT, 1, 101, 1, 1]);
+    put_string(&mut result, b"a line of the log");
+    let stop = message(&[stderr::STOP_ACTIVITY, 1]);
+    vec![start, result, stderr::line("hello"), stop]
+}
+
+fn valid_paths() -> Vec<u8> {
+    let mut out = message(&[stderr::LAST]);
+    put_strings(&mut out, &["/nix/store/a"]);
+    out
+}
+
+/// An observer whose client began a build.
+fn building() -> Observer {
+    let mut observer = Observer::new(V);
+    observer.from_client(&build());
+    observer
+}
+
+#[test]
+fn a_hooks_session_is_followed_up_to_the_end_of_its_build() {
+    let mut observer = Observer::new(V);
+    assert_eq!(
+        observer.from_client(&query(V)),
+        [Event::Started(Operation::QueryValidPaths)]
+    );
+    assert!(observer.error_can_be_sent());
+    assert_eq!(
+        observer.from_server(&valid_paths()),
+        [Event::Ended(Operation::QueryValidPaths)]
+    );
+    assert_eq!(
+        observer.from_client(&upload()),
+        [Event::Started(Operation::AddMultipleToStore)]
+    );
+    let last = message(&[stderr::LAST]);
+    assert_eq!(
+        observer.from_server(&last),
+        [Event::Ended(Operation::AddMultipleToStore)]
+    );
+    let expected = [
+        Event::Started(Operation::BuildDerivation),
+        Event::Building(DRV.to_owned()),
+    ];
+    assert_eq!(observer.from_client(&build()), expected);
+    for frame in frames() {
+        assert!(observer.error_can_be_sent());
+        assert!(observer.from_server(&frame).is_empty());
+    }
+    assert_eq!(observer.operation(), Some(Operation::BuildDerivation));
+    let ended = observer.from_server(&[&last[..], b"a result"].concat());
+    assert_eq!(ended, [Event::Ended(Operation::BuildDerivation)]);
+    assert_eq!(observer.operation(), None);
+    assert!(!observer.error_can_be_sent());
+}
+
+#[test]
+fn an_old_client_asks_without_saying_whether_to_substitute() {
+    let old = Version::new(1, 26);
+    let mut observer = Observer::new(old);
+    observer.from_client(&query(old));
+    assert_eq!(
+        observer.from_server(&valid_paths()),
+        [Event::Ended(Operation::QueryValidPaths)]
+    );
+}
+
+#[test]
+fn an_error_ends_an_operation_and_the_next_one_is_followed() {
+    for version in [Version::new(1, 25), V] {
+        let mut observer = Observer::new(version);
+        observer.from_client(&query(version));
+        let ended = observer.from_server(&stderr::error(version, "no"));
+        assert_eq!(ended, [Event::Ended(Operation::QueryValidPaths)]);
+        assert_eq!(observer.from_client(&query(version)).len(), 1);
+    }
+}
+
+#[test]
+fn an_error_can_be_sent_between_frames_only() {
+    for frame in frames() {
+        for cut in 1..frame.len() {
+            let mut observer = building();
+            observer.from_server(&frame[..cut]);
+            assert!(
+                !observer.error_can_be_sent(),
+                "in a frame after {cut} bytes"
+            );
+            observer.from_server(&frame[cut..]);
+            assert!(observer.error_can_be_sent());
+        }
+    }
+}
+
+#[test]
+fn no_error_can_be_sent_while_no_operation_runs() {
+    let mut observer = Observer::new(V);
+    assert!(!observer.error_can_be_sent());
+    observer.from_client(&query(V)[..5]);
+    assert!(!observer.error_can_be_sent());
+    observer.from_client(&query(V)[5..]);
+    assert!(observer.error_can_be_sent());
+    observer.from_server(&valid_paths());
+    assert!(!observer.error_can_be_sent());
+}
+
+#[test]
+fn what_is_unknown_ends_the_watching_for_good() {
+    let after = |client: &[u8], server: &[u8]| {
+        let mut observer = Observer::new(V);
+        observer.from_client(client);
+        observer.from_server(server);
+        observer.from_client(&build());
+        (observer.operation(), observer.error_can_be_sent())
+    };
+    let off = (None, false);
+    assert_eq!(
+        after(&message(&[38]), &[]),
+        off,
+        "an operation that is not known"
+    );
+    assert_eq!(
+        after(&query(V), &message(&[stderr::READ, 100])),
+        off,
+        "the server asks for bytes"
+    );
+    assert_eq!(
+        after(&query(V), &message(&[99])),
+        off,
+        "a frame that is not known"
+    );
+    assert_eq!(
+        after(&[], &message(&[stderr::LAST])),
+        off,
+        "a server that speaks unasked"
+    );
+    assert_eq!(
+        after(&[query(V), query(V)].concat(), &[]),
+        off,
+        "a client that does not wait"
+    );
+}
+
+#[test]
+fn an_error_before_the_end_of_an_upload_ends_the_watching() {
+    let mut observer = Observer::new(V);
+    observer.from_client(&upload()[..30]);
+    observer.from_server(&stderr::error(V, "no space left"));
+    observer.from_client(&upload()[30..]);
+    assert_eq!(observer.operation(), None);
+}
+
+proptest! {
+    #[test]
+    fn splitting_changes_nothing(sizes in prop::collection::vec(1..50_usize, 1..20)) {
+        let mut sizes = sizes.into_iter().cycle();
+        let mut observer = Observer::new(V);
+        let mut feed = |observer: &mut Observer, from_client: bool, mut bytes: &[u8]| {
+            let mut events = Vec::new();
+            while !bytes.is_empty() {
+                let (part, rest) = bytes.split_at(sizes.next().unwrap().min(bytes.len()));
+                bytes = rest;
+                events.extend(if from_client { observer.from_client(part) } else { observer.from_server(part) });
+            }
+            events
+        };
+        let mut events = feed(&mut observer, true, &query(V));
+        events.extend(feed(&mut observer, false, &valid_paths()));
+        events.extend(feed(&mut observer, true, &upload()));
+        events.extend(feed(&mut observer, false, &message(&[stderr::LAST])));
+        events.extend(feed(&mut observer, true, &build()));
+        events.extend(feed(&mut observer, false, &frames().concat()));
+        prop_assert!(observer.error_can_be_sent());
+        let expected = [
+            Event::Started(Operation::QueryValidPaths),
+            Event::Ended(Operation::QueryValidPaths),
+            Event::Started(Operation::AddMultipleToStore),
+            Event::Ended(Operation::AddMultipleToStore),
+            Event::Started(Operation::BuildDerivation),
+            Event::Building(DRV.to_owned()),
+        ];
+        prop_assert_eq!(events, expected);
+    }
+
+    #[test]
+    fn garbage_never_panics(parts in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..50)), 0..10)) {
+        let mut observer = Observer::new(V);
+        for (from_client, bytes) in parts {
+            if from_client { observer.from_client(&bytes) } else { observer.from_server(&bytes) };
+        }
+    }
+}

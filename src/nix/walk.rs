@@ -1,0 +1,317 @@
+//! Walking over a message of known shape without holding it: only lengths are read, bytes are skipped.
+//!
+//! A shape is static data. The state is a few words whatever the message's size, so that a NAR of gigabytes passes at the
+//! price of one comparison per chunk.
+
+use super::wire::padding;
+
+/// One part of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A 64-bit number.
+    Number,
+    /// A length, bytes, padding.
+    String,
+    /// A string whose bytes are wanted; at most [`MAX_WANTED`] of them are kept.
+    Wanted,
+    /// A count, and that many times the parts.
+    List(&'static [Item]),
+    /// Frames of unpadded bytes, each after its length, until a length of zero (`FramedSink` of Nix).
+    Frames,
+    /// A field of an activity: 0 and a number, or 1 and a string.
+    Field,
+}
+
+/// The longest prefix of a wanted string that is kept, in bytes. A derivation's path has at most 250.
+pub const MAX_WANTED: usize = 512;
+
+/// No string, frame or list is longer than this. What claims to be is not what we think it is. In bytes or items.
+const MAX_LENGTH: u64 = 1 << 40;
+
+/// How deep lists are nested in the shapes that there are, with one level for the message itself.
+const MAX_DEPTH: usize = 4;
+
+/// The bytes do not have the shape that was expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unexpected;
+
+/// Where a walk through one message is.
+#[derive(Debug)]
+pub struct Walk {
+    /// The shapes that are being walked, the innermost last.
+    levels: Vec<Level>,
+    /// What the bytes at this place are.
+    place: Place,
+    /// The bytes of a number that has not arrived in full.
+    word: [u8; 8],
+    n_word: usize,
+    last_number: u64,
+    wanted: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    items: &'static [Item],
+    next: usize,
+    /// How often `items` is still to be walked, this time included.
+    repeats: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// At the boundary in front of the next item.
+    Next,
+    /// In a number that belongs to this item.
+    Word(Item),
+    /// In bytes that nobody wants; `frames` says that another frame's length follows.
+    Skip { left: u64, frames: bool },
+    /// In the bytes of a wanted string, then in its padding.
+    Keep { left: u64, padding: u64 },
+}
+
+impl Walk {
+    /// Starts in front of a message.
+    pub fn new(items: &'static [Item]) -> Self {
+        let mut levels = Vec::with_capacity(MAX_DEPTH);
+        levels.push(Level {
+            items,
+            next: 0,
+            repeats: 1,
+        });
+        Self {
+            levels,
+            place: Place::Next,
+            word: [0; 8],
+            n_word: 0,
+            last_number: 0,
+            wanted: Vec::new(),
+        }
+    }
+
+    /// The number that was walked over last.
+    pub fn last_number(&self) -> u64 {
+        self.last_number
+    }
+
+    /// The wanted string, once it has been walked over.
+    pub fn wanted(&self) -> &[u8] {
+        &self.wanted
+    }
+
+    /// Walks on, and takes what belongs to the message from the front of `bytes`. True at its end.
+    pub fn advance(&mut self, bytes: &mut &[u8]) -> Result<bool, Unexpected> {
+        loop {
+            match self.place {
+                Place::Next => match self.next_item() {
+                    Some(item) => self.place = Place::Word(item),
+                    None => return Ok(true),
+                },
+                Place::Word(item) => match self.take_word(bytes) {
+                    Some(number) => self.enter(item, number)?,
+                    None => return Ok(false),
+                },
+                Place::Skip {
+                    left: 0,
+                    frames: true,
+                } => self.place = Place::Word(Item::Frames),
+                Place::Skip {
+                    left: 0,
+                    frames: false,
+                } => self.place = Place::Next,
+                Place::Keep { left: 0, padding } => {
+                    self.place = Place::Skip {
+                        left: padding,
+                        frames: false,
+                    };
+                }
+                _ if bytes.is_empty() => return Ok(false),
+                Place::Skip { left, frames } => {
+                    let left = left - take(bytes, left).len() as u64;
+                    self.place = Place::Skip { left, frames };
+                }
+                Place::Keep { left, padding } => {
+                    let taken = take(bytes, left);
+                    let room = MAX_WANTED - self.wanted.len();
+                    self.wanted
+                        .extend_from_slice(&taken[..taken.len().min(room)]);
+                    let left = left - taken.len() as u64;
+                    self.place = Place::Keep { left, padding };
+                }
+            }
+        }
+    }
+
+    /// The item whose turn it is; lists that are through are left.
+    fn next_item(&mut self) -> Option<Item> {
+        loop {
+            let level = self.levels.last_mut()?;
+            if let Some(item) = level.items.get(level.next) {
+                level.next += 1;
+                return Some(*item);
+            }
+            level.next = 0;
+            level.repeats -= 1;
+            if level.repeats == 0 {
+                self.levels.pop();
+            }
+        }
+    }
+
+    /// Goes on after the number that every item begins with.
+    fn enter(&mut self, item: Item, number: u64) -> Result<(), Unexpected> {
+        if number > MAX_LENGTH && item != Item::Number {
+            return Err(Unexpected);
+        }
+        self.place = match item {
+            Item::Number => Place::Next,
+            Item::String => Place::Skip {
+                left: number + padding_of(number),
+                frames: false,
+            },
+            Item::Wanted => Place::Keep {
+                left: number,
+                padding: padding_of(number),
+            },
+            Item::Frames if number == 0 => Place::Next,
+            Item::Frames => Place::Skip {
+                left: number,
+                frames: true,
+            },
+            Item::Field => match number {
+                0 => Place::Word(Item::Number),
+                1 => Place::Word(Item::String),
+                _ => return Err(Unexpected),
+            },
+            Item::List(items) => {
+                if number > 0 {
+                    self.levels.push(Level {
+                        items,
+                        next: 0,
+                        repeats: number,
+                    });
+                }
+                Place::Next
+            }
+        };
+        Ok(())
+    }
+
+    /// A whole number, or `None` when its end has not arrived.
+    fn take_word(&mut self, bytes: &mut &[u8]) -> Option<u64> {
+        let missing = self.word.len() - self.n_word;
+        let taken = take(bytes, missing as u64);
+        self.word[self.n_word..][..taken.len()].copy_from_slice(taken);
+        self.n_word += taken.len();
+        if self.n_word < self.word.len() {
+            return None;
+        }
+        self.n_word = 0;
+        self.last_number = u64::from_le_bytes(self.word);
+        Some(self.last_number)
+    }
+}
+
+/// Splits at most `max` bytes off the front.
+fn take<'a>(bytes: &mut &'a [u8], max: u64) -> &'a [u8] {
+    let n = usize::try_from(max).unwrap_or(usize::MAX).min(bytes.len());
+    let (taken, rest) = bytes.split_at(n);
+    *bytes = rest;
+    taken
+}
+
+fn padding_of(len: u64) -> u64 {
+    padding((len % 8) as usize) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nix::wire::{put_number, put_string, put_strings};
+
+    const SHAPE: &[Item] = &[
+        Item::Number,
+        Item::Wanted,
+        Item::List(&[Item::String, Item::List(&[Item::Number])]),
+        Item::Frames,
+        Item::List(&[Item::Field]),
+        Item::List(&[Item::String]),
+    ];
+
+    fn message(wanted: &[u8], frames: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_number(&mut out, u64::MAX);
+        put_string(&mut out, wanted);
+        put_number(&mut out, 2);
+        for _ in 0..2 {
+            put_string(&mut out, b"in a list");
+            put_number(&mut out, 1);
+            put_number(&mut out, 7);
+        }
+        for frame in frames.iter().filter(|frame| !frame.is_empty()) {
+            put_number(&mut out, frame.len() as u64);
+            out.extend(frame);
+        }
+        put_number(&mut out, 0);
+        put_number(&mut out, 2);
+        put_number(&mut out, 0);
+        put_number(&mut out, 5);
+        put_number(&mut out, 1);
+        put_string(&mut out, b"text");
+        put_strings(&mut out, &["", "last"]);
+        out
+    }
+
+    #[test]
+    fn what_is_not_a_length_ends_the_walk() {
+        let mut bytes: &[u8] = &u64::MAX.to_le_bytes();
+        assert_eq!(
+            Walk::new(&[Item::String]).advance(&mut bytes),
+            Err(Unexpected)
+        );
+        let mut field: &[u8] = &2_u64.to_le_bytes();
+        assert_eq!(
+            Walk::new(&[Item::Field]).advance(&mut field),
+            Err(Unexpected)
+        );
+    }
+
+    #[test]
+    fn of_a_wanted_string_only_a_prefix_is_kept() {
+        let mut out = Vec::new();
+        put_string(&mut out, &[b'x'; 10_000]);
+        let mut walk = Walk::new(&[Item::Wanted]);
+        assert_eq!(walk.advance(&mut &out[..]), Ok(true));
+        assert_eq!(walk.wanted(), [b'x'; MAX_WANTED]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_ends_where_it_ends_however_it_is_split(
+            wanted in prop::collection::vec(any::<u8>(), 0..20),
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30), 0..4),
+            sizes in prop::collection::vec(1..40_usize, 1..30),
+        ) {
+            let message = message(&wanted, &frames);
+            let followed = [&message[..], b"more"].concat();
+            let mut walk = Walk::new(SHAPE);
+            let mut sizes = sizes.into_iter().cycle();
+            let mut rest = &followed[..];
+            let mut n_walked = 0;
+            loop {
+                let (part, later) = rest.split_at(sizes.next().unwrap().min(rest.len()));
+                let mut unread = part;
+                let done = walk.advance(&mut unread).unwrap();
+                n_walked += part.len() - unread.len();
+                prop_assert_eq!(done, n_walked == message.len());
+                if done {
+                    break;
+                }
+                prop_assert!(unread.is_empty());
+                rest = later;
+            }
+            prop_assert_eq!(walk.wanted(), &wanted[..]);
+        }
+    }
+}
