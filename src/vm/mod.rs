@@ -2,7 +2,22 @@
 //!
 //! Knows nothing of pools and sessions: it returns values, and the manager turns them into events.
 
+mod agent;
+mod boot_error;
+mod command;
+mod console;
+mod disk;
 mod hop;
+pub mod host;
+mod machine;
+mod port;
+mod private_dir;
+mod process;
+mod qemu;
+mod qmp;
+mod ready;
+mod stop;
+mod wait;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -10,7 +25,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use agent::GuestOutput;
 pub use hop::Hop;
+pub use qemu::{Qemu, QemuVm};
 
 use crate::config::vm::{Accel, Network, VmProfile};
 use crate::image::Image;

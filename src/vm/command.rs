@@ -1,0 +1,372 @@
+//! QEMU's command line. Pure: a specification and paths in, arguments out, one function per concern.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use super::VmSpec;
+use super::private_dir::Layout;
+use crate::config::vm::{Accel, Network};
+
+/// The id of a slot's port, for QEMU's device as well as its chardev, and in QMP's events.
+pub(super) fn port_id(slot: u32) -> String {
+    format!("port{slot}")
+}
+
+/// QEMU's arguments.
+pub(super) fn arguments(spec: &VmSpec, layout: &Layout) -> Vec<OsString> {
+    [
+        base_args(spec),
+        machine_args(spec),
+        memory_args(spec),
+        kernel_args(spec),
+        disk_args(layout),
+        device_args(),
+        network_args(spec.network),
+        console_args(),
+        qmp_args(layout),
+        agent_args(layout),
+        (0..spec.slots)
+            .flat_map(|slot| slot_args(slot, layout))
+            .collect(),
+        sandbox_args(),
+    ]
+    .concat()
+}
+
+/// Nothing that was not asked for, and no restart: a guest that wants one has ended.
+fn base_args(spec: &VmSpec) -> Vec<OsString> {
+    let name = spec.name.replace(',', ",,");
+    plain(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-name",
+        &name,
+    ])
+}
+
+fn machine_args(spec: &VmSpec) -> Vec<OsString> {
+    let (accel, cpu) = match spec.accel {
+        Accel::Kvm => ("kvm", &spec.profile.cpu_kvm),
+        Accel::Tcg => ("tcg,thread=multi", &spec.profile.cpu),
+    };
+    let vcpus = spec.profile.vcpus.to_string();
+    plain(&[
+        "-machine",
+        &spec.profile.machine,
+        "-accel",
+        accel,
+        "-cpu",
+        cpu,
+        "-smp",
+        &vcpus,
+    ])
+}
+
+fn memory_args(spec: &VmSpec) -> Vec<OsString> {
+    plain(&["-m", &spec.profile.memory_mib.to_string()])
+}
+
+/// The kernel is booted directly: no firmware menu, no boot loader.
+fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
+    let console = format!("console={}", spec.profile.console);
+    let cmdline = [
+        &spec.image.manifest.cmdline,
+        &console,
+        &spec.profile.cmdline,
+    ]
+    .into_iter()
+    .map(|part| part.trim())
+    .filter(|part| !part.is_empty())
+    .collect::<Vec<_>>()
+    .join(" ");
+    // These three are no option lists, so commas in them mean nothing.
+    vec![
+        "-kernel".into(),
+        spec.image.kernel().into(),
+        "-initrd".into(),
+        spec.image.initrd().into(),
+        "-append".into(),
+        cmdline.into(),
+    ]
+}
+
+/// The overlay dies with the VM, so nothing is ever flushed. When the host's disk is full the VM pauses rather than
+/// seeing errors.
+fn disk_args(layout: &Layout) -> Vec<OsString> {
+    let mut drive = with_path("if=none,id=disk,format=qcow2,file=", &layout.overlay());
+    drive.push(",cache=unsafe,discard=unmap,detect-zeroes=unmap");
+    let mut args = vec!["-drive".into(), drive];
+    args.extend(plain(&[
+        "-device",
+        "virtio-blk-pci,drive=disk,werror=enospc,rerror=report",
+    ]));
+    args
+}
+
+/// Entropy for the guest, and its way to report a panic.
+fn device_args() -> Vec<OsString> {
+    plain(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"])
+}
+
+fn network_args(network: Network) -> Vec<OsString> {
+    match network {
+        Network::None => Vec::new(),
+        Network::Nat => plain(&[
+            "-netdev",
+            "user,id=net",
+            "-device",
+            // No boot ROM: the kernel is booted directly, and distributions package ROMs apart.
+            "virtio-net-pci,netdev=net,romfile=",
+        ]),
+    }
+}
+
+/// The console goes to QEMU's standard output, which is read from its first byte on.
+fn console_args() -> Vec<OsString> {
+    plain(&[
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ])
+}
+
+fn qmp_args(layout: &Layout) -> Vec<OsString> {
+    let mut args = socket_args("qmp", &layout.qmp());
+    args.extend(plain(&["-mon", "chardev=qmp,mode=control"]));
+    args
+}
+
+fn agent_args(layout: &Layout) -> Vec<OsString> {
+    let mut args = plain(&["-device", "virtio-serial-pci"]);
+    args.extend(socket_args("agent", &layout.agent()));
+    args.extend(plain(&[
+        "-device",
+        "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    ]));
+    args
+}
+
+fn slot_args(slot: u32, layout: &Layout) -> Vec<OsString> {
+    let id = port_id(slot);
+    let mut args = socket_args(&id, &layout.port(slot));
+    let device = format!("virtserialport,id={id},chardev={id},name=xpool.{slot}");
+    args.extend(plain(&["-device", &device]));
+    args
+}
+
+/// What an emulated guest's escape into QEMU could not do: start programs, gain privileges, change its limits.
+fn sandbox_args() -> Vec<OsString> {
+    plain(&[
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ])
+}
+
+fn socket_args(id: &str, path: &Path) -> Vec<OsString> {
+    let mut socket = with_path(&format!("socket,id={id},path="), path);
+    socket.push(",server=on,wait=off");
+    vec!["-chardev".into(), socket]
+}
+
+fn plain(args: &[&str]) -> Vec<OsString> {
+    args.iter().map(OsString::from).collect()
+}
+
+/// An option that ends in a path; in QEMU's option lists a comma is written twice.
+fn with_path(option: &str, path: &Path) -> OsString {
+    let mut bytes = option.as_bytes().to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.push(byte);
+        if byte == b',' {
+            bytes.push(byte);
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::vm::VmProfile;
+    use crate::image::Image;
+    use crate::image::manifest::{ImageFile, ImageKind, Manifest};
+    use crate::nix::System;
+
+    fn profile(system: System) -> VmProfile {
+        let text = match system {
+            System::Riscv64Linux => include_str!("../../vm-configs/riscv64-linux.toml"),
+            System::Aarch64Linux => include_str!("../../vm-configs/aarch64-linux.toml"),
+        };
+        toml::from_str(text).unwrap()
+    }
+
+    fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
+        let file = |name: &str| ImageFile {
+            name: name.to_owned(),
+            size: 1,
+            sha256: String::new(),
+        };
+        let manifest = Manifest {
+            contract: 1,
+            system,
+            kind: ImageKind::Portable,
+            nix_version: String::new(),
+            kernel_version: String::new(),
+            cmdline: "quiet".to_owned(),
+            kernel: file("kernel"),
+            initrd: file("initrd"),
+            disk: file("disk.qcow2"),
+        };
+        let profile = profile(system);
+        VmSpec {
+            name: format!("{}-1", system.cpu()),
+            accel,
+            qemu: format!("/bin/{}", profile.qemu).into(),
+            profile,
+            qemu_img: "/bin/qemu-img".into(),
+            image: Image {
+                dir: "/img".into(),
+                manifest,
+            },
+            slots: 2,
+            network,
+            private_parent: "/s".into(),
+            console_log: "/s/log".into(),
+            boot_timeout: Duration::from_secs(60),
+            stop_grace: Duration::from_secs(10),
+        }
+    }
+
+    /// The arguments, an option and its value to a line.
+    fn rendered(spec: &VmSpec, dir: &str) -> String {
+        let mut text = String::new();
+        for argument in arguments(spec, &Layout::new(Path::new(dir))) {
+            let argument = argument.into_string().unwrap();
+            text.push(if argument.starts_with('-') { '\n' } else { ' ' });
+            text.push_str(&argument);
+        }
+        text.trim().to_owned()
+    }
+
+    #[test]
+    fn riscv64_under_emulation_with_network() {
+        let spec = spec(System::Riscv64Linux, Accel::Tcg, Network::Nat);
+        insta::assert_snapshot!(rendered(&spec, "/s/vm1"), @r"
+        -nodefaults
+        -no-user-config
+        -display none
+        -no-reboot
+        -name riscv64-1
+        -machine virt
+        -accel tcg,thread=multi
+        -cpu rv64
+        -smp 2
+        -m 2048
+        -kernel /img/kernel
+        -initrd /img/initrd
+        -append quiet console=ttyS0
+        -drive if=none,id=disk,format=qcow2,file=/s/vm1/disk,cache=unsafe,discard=unmap,detect-zeroes=unmap
+        -device virtio-blk-pci,drive=disk,werror=enospc,rerror=report
+        -device virtio-rng-pci
+        -device pvpanic-pci
+        -netdev user,id=net
+        -device virtio-net-pci,netdev=net,romfile=
+        -chardev stdio,id=console,signal=off
+        -serial chardev:console
+        -chardev socket,id=qmp,path=/s/vm1/qmp,server=on,wait=off
+        -mon chardev=qmp,mode=control
+        -device virtio-serial-pci
+        -chardev socket,id=agent,path=/s/vm1/agent,server=on,wait=off
+        -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0
+        -chardev socket,id=port0,path=/s/vm1/port0,server=on,wait=off
+        -device virtserialport,id=port0,chardev=port0,name=xpool.0
+        -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
+        -device virtserialport,id=port1,chardev=port1,name=xpool.1
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+        ");
+    }
+
+    #[test]
+    fn aarch64_under_emulation_without_network() {
+        let spec = spec(System::Aarch64Linux, Accel::Tcg, Network::None);
+        insta::assert_snapshot!(rendered(&spec, "/s/vm1"), @r"
+        -nodefaults
+        -no-user-config
+        -display none
+        -no-reboot
+        -name aarch64-1
+        -machine virt,gic-version=3
+        -accel tcg,thread=multi
+        -cpu max,pauth=off,sve=off,sme=off,lpa2=off
+        -smp 2
+        -m 2048
+        -kernel /img/kernel
+        -initrd /img/initrd
+        -append quiet console=ttyAMA0
+        -drive if=none,id=disk,format=qcow2,file=/s/vm1/disk,cache=unsafe,discard=unmap,detect-zeroes=unmap
+        -device virtio-blk-pci,drive=disk,werror=enospc,rerror=report
+        -device virtio-rng-pci
+        -device pvpanic-pci
+        -chardev stdio,id=console,signal=off
+        -serial chardev:console
+        -chardev socket,id=qmp,path=/s/vm1/qmp,server=on,wait=off
+        -mon chardev=qmp,mode=control
+        -device virtio-serial-pci
+        -chardev socket,id=agent,path=/s/vm1/agent,server=on,wait=off
+        -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0
+        -chardev socket,id=port0,path=/s/vm1/port0,server=on,wait=off
+        -device virtserialport,id=port0,chardev=port0,name=xpool.0
+        -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
+        -device virtserialport,id=port1,chardev=port1,name=xpool.1
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+        ");
+    }
+
+    #[test]
+    fn kvm_changes_the_accelerator_and_the_cpu_only() {
+        for system in System::ALL {
+            let emulated = rendered(&spec(system, Accel::Tcg, Network::Nat), "/s/vm1");
+            let native = rendered(&spec(system, Accel::Kvm, Network::Nat), "/s/vm1");
+            let cpu = profile(system).cpu;
+            let expected = emulated
+                .replace("-accel tcg,thread=multi", "-accel kvm")
+                .replace(&format!("-cpu {cpu}"), "-cpu host");
+            assert_eq!(native, expected);
+        }
+    }
+
+    #[test]
+    fn no_network_means_no_device_and_nothing_else() {
+        for system in System::ALL {
+            let with = rendered(&spec(system, Accel::Tcg, Network::Nat), "/s/vm1");
+            let without = rendered(&spec(system, Accel::Tcg, Network::None), "/s/vm1");
+            let device = "-netdev user,id=net\n-device virtio-net-pci,netdev=net,romfile=\n";
+            assert_eq!(with.replace(device, ""), without);
+        }
+    }
+
+    #[test]
+    fn commas_in_paths_and_names_are_doubled_where_qemu_splits() {
+        let mut spec = spec(System::Riscv64Linux, Accel::Tcg, Network::None);
+        spec.name = "a,b".to_owned();
+        spec.image.dir = "/i,mg".into();
+        let text = rendered(&spec, "/s,t/vm1");
+        for expected in [
+            "-name a,,b\n",
+            "file=/s,,t/vm1/disk,",
+            "path=/s,,t/vm1/qmp,",
+            "path=/s,,t/vm1/agent,",
+            "path=/s,,t/vm1/port1,",
+            "-kernel /i,mg/kernel\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The guest's console: kept in a file of bounded size, never in the guest's way.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// The console log and its predecessor hold this much each: a boot writes 5 KiB, and a guest that floods its console
+/// must not fill the disk.
+const LOG_LIMIT: u64 = 1024 * 1024;
+
+/// Twenty lines of a boot are far less.
+const TAIL_BYTES: u64 = 16 * 1024;
+
+/// A log file that never grows beyond a limit: at the limit it becomes `<name>.old`, and a new one begins.
+#[derive(Debug)]
+struct BoundedLog {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    limit: u64,
+}
+
+impl BoundedLog {
+    fn create(path: &Path, limit: u64) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: File::create(path)?,
+            written: 0,
+            limit,
+        })
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        if self.written + chunk.len() as u64 > self.limit {
+            std::fs::rename(&self.path, old(&self.path))?;
+            self.file = File::create(&self.path)?;
+            self.written = 0;
+        }
+        self.written += chunk.len() as u64;
+        self.file.write_all(chunk)
+    }
+}
+
+/// Where a full console log goes.
+fn old(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".old");
+    name.into()
+}
+
+/// Starts a new console log at `path` and copies `console` into it until it ends.
+pub(super) fn record(
+    console: impl AsyncRead + Unpin + Send + 'static,
+    path: &Path,
+) -> io::Result<tokio::task::JoinHandle<()>> {
+    let log = BoundedLog::create(path, LOG_LIMIT)?;
+    Ok(tokio::spawn(copy(console, log)))
+}
+
+async fn copy(mut console: impl AsyncRead + Unpin, log: BoundedLog) {
+    let mut chunk = vec![0; 16 * 1024];
+    let mut log = Some(log);
+    // Read to the end whatever happens to the log: a guest must not wait for its console.
+    while let Ok(length @ 1..) = console.read(&mut chunk).await {
+        // A write of a few KiB into the page cache; not worth another thread.
+        let written = log.as_mut().map(|log| log.write(&chunk[..length]));
+        if let (Some(Err(error)), Some(failed)) = (written, log.as_ref()) {
+            tracing::warn!(path = %failed.path.display(), %error, "console log given up");
+            log = None;
+        }
+    }
+}
+
+/// The last lines of a console log, without the control characters that terminals understand. Empty if there is none.
+pub(super) fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    let Ok(tail) = tail(path) else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&tail);
+    let mut lines = VecDeque::with_capacity(count);
+    for line in text.lines() {
+        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        if line.trim().is_empty() {
+            continue;
+        }
+        if lines.len() == count {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    lines.into()
+}
+
+fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail)?;
+    Ok(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flooded_log_keeps_at_most_two_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut log = BoundedLog::create(&path, 100).unwrap();
+        for _ in 0..1000 {
+            log.write(b"0123456789").unwrap();
+        }
+        let sizes = [&path, &old(&path)].map(|path| std::fs::metadata(path).unwrap().len());
+        assert_eq!(sizes, [100, 100]);
+    }
+
+    #[tokio::test]
+    async fn the_last_lines_are_there_when_the_console_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let console = std::io::Cursor::new("one\r\n\r\n\u{1b}two\r\nthree\r\n");
+        record(console, &path).unwrap().await.unwrap();
+        assert_eq!(last_lines(&path, 2), ["two", "three"]);
+        assert_eq!(last_lines(&dir.path().join("none"), 2), [""; 0]);
+    }
+}

@@ -1,0 +1,204 @@
+//! A QEMU together with all that must be gone at its end: one task owns the process and the private folder.
+
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::VmExit;
+use super::process::{Process, exit_in_words};
+use super::qmp::events::Fate;
+use super::wait::within;
+
+/// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time.
+const FATE_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What the VM's owner wants. Later ones overrule earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// That it runs.
+    Run,
+    /// That it ends; whoever wishes so takes the steps.
+    Stop,
+    /// That it is killed now.
+    Kill,
+}
+
+/// How a VM ended, with QEMU's last lines of standard error.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub(super) exit: VmExit,
+    pub(super) stderr: Vec<String>,
+}
+
+/// Resolves when a VM has ended. Any number of them can wait.
+#[derive(Clone, Debug)]
+pub(super) struct EndWatch {
+    end: watch::Receiver<Option<End>>,
+}
+
+impl EndWatch {
+    /// Waits until QEMU has ended and was reaped and its folder is gone. Cancel safe.
+    pub(super) async fn ended(&self) -> End {
+        let mut end = self.end.clone();
+        match end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(end)) => end.clone(),
+            // Its task only goes without a word when the whole runtime does.
+            _ => End {
+                exit: VmExit::Died("xpool was shutting down".to_owned()),
+                stderr: Vec::new(),
+            },
+        }
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn so_far(&self) -> Option<VmExit> {
+        self.end.borrow().as_ref().map(|end| end.exit.clone())
+    }
+}
+
+/// A started QEMU. Dropping it kills QEMU, which its task then reaps.
+#[derive(Debug)]
+pub(super) struct Machine {
+    wish: watch::Sender<Wish>,
+    end: EndWatch,
+}
+
+impl Machine {
+    /// Takes charge of a started QEMU, of its private folder and of what the monitor will tell about its end.
+    pub(super) fn new(process: Process, dir: TempDir, fate: watch::Receiver<Option<Fate>>) -> Self {
+        let (wish, wished) = watch::channel(Wish::Run);
+        let (ended, end) = watch::channel(None);
+        tokio::spawn(async move {
+            let end = look_after(process, dir, wished, fate).await;
+            ended.send_replace(Some(end));
+        });
+        Self {
+            wish,
+            end: EndWatch { end },
+        }
+    }
+
+    /// Makes a wish known; true if it overruled the one before it.
+    pub(super) fn wish(&self, wish: Wish) -> bool {
+        self.wish.send_if_modified(|current| {
+            let is_news = wish > *current;
+            *current = (*current).max(wish);
+            is_news
+        })
+    }
+
+    /// Waits for its end.
+    pub(super) async fn ended(&self) -> End {
+        self.end.ended().await
+    }
+
+    /// For those who outlive it.
+    pub(super) fn end_watch(&self) -> EndWatch {
+        self.end.clone()
+    }
+}
+
+async fn look_after(
+    mut process: Process,
+    dir: TempDir,
+    mut wished: watch::Receiver<Wish>,
+    fate: watch::Receiver<Option<Fate>>,
+) -> End {
+    let status = tokio::select! {
+        biased;
+        status = process.wait() => status,
+        () = kill_wished(&mut wished) => {
+            process.kill();
+            process.wait().await
+        }
+    };
+    let was_asked = *wished.borrow() > Wish::Run || wished.has_changed().is_err();
+    let stderr = process.last_words().await;
+    let fate = settled(fate).await;
+    remove(dir).await;
+    let exit = match (was_asked, fate, status) {
+        (true, ..) => VmExit::Stopped,
+        (false, _, Err(error)) => VmExit::Died(format!("QEMU could not be waited for: {error}")),
+        // A QEMU that was killed while its guest shut down was killed.
+        (false, Some(fate), Ok(status)) if status.code().is_some() => {
+            VmExit::Died(fate.to_string())
+        }
+        (false, _, Ok(status)) => VmExit::Died(exit_in_words(status, &stderr)),
+    };
+    End { exit, stderr }
+}
+
+/// Resolves when a kill is wished, or when nobody is left to wish anything.
+async fn kill_wished(wished: &mut watch::Receiver<Wish>) {
+    let _ = wished.wait_for(|wish| *wish == Wish::Kill).await;
+}
+
+/// What the monitor told, once it cannot tell more.
+async fn settled(mut fate: watch::Receiver<Option<Fate>>) -> Option<Fate> {
+    let told = async { while fate.changed().await.is_ok() {} };
+    if within("the monitor's end", FATE_LIMIT, told).await.is_err() {
+        tracing::warn!("QEMU has ended but its monitor's events are still read");
+    }
+    *fate.borrow()
+}
+
+async fn remove(dir: TempDir) {
+    let path = dir.path().to_owned();
+    // The overlay may hold gigabytes, which take a file system a moment.
+    let removed = tokio::task::spawn_blocking(move || dir.close()).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!(path = %path.display(), %error, "a VM's folder could not be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::path::Path;
+
+    use super::*;
+
+    fn machine(script: &str, fate: Option<Fate>) -> (Machine, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let arguments = ["-c", script].map(OsString::from);
+        let process =
+            Process::spawn(Path::new("/bin/sh"), &arguments, &dir.path().join("log")).unwrap();
+        let (_, fate) = watch::channel(fate);
+        (Machine::new(process, dir, fate), path)
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_ends_by_itself_has_died() {
+        let (machine, dir) = machine("echo no such CPU >&2; exit 1", None);
+        let died = VmExit::Died("QEMU exited with status 1: no such CPU".to_owned());
+        assert_eq!(machine.ended().await.exit, died);
+        assert!(!dir.exists());
+    }
+
+    #[tokio::test]
+    async fn what_the_monitor_told_explains_the_end() {
+        let (machine, _dir) = machine("exit 0", Some(Fate::Panicked));
+        let died = VmExit::Died("the guest's kernel panicked".to_owned());
+        assert_eq!(machine.ended().await.exit, died);
+    }
+
+    #[tokio::test]
+    async fn a_kill_overrules_a_stop_and_both_count_as_asked() {
+        let (machine, dir) = machine("sleep 1000", None);
+        assert!(machine.wish(Wish::Stop));
+        assert!(!machine.wish(Wish::Stop));
+        assert!(machine.wish(Wish::Kill));
+        assert!(!machine.wish(Wish::Stop));
+        assert_eq!(machine.ended().await.exit, VmExit::Stopped);
+        assert!(!dir.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_machine_is_killed_and_its_folder_removed() {
+        let (machine, dir) = machine("sleep 1000", None);
+        let end = machine.end_watch();
+        drop(machine);
+        assert_eq!(end.ended().await.exit, VmExit::Stopped);
+        assert!(!dir.exists());
+    }
+}

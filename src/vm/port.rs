@@ -1,0 +1,240 @@
+//! A port `xpool.K`: serves one hop after another, and is free again only when the guest has let go of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::agent::{Agent, GuestOutput, GuestPid};
+use super::command::port_id;
+use super::hop::{Hop, pump};
+use super::machine::EndWatch;
+use super::qmp::Qmp;
+use super::wait::{Pace, within};
+
+/// What the agent starts for a hop; part of the guest contract.
+const SESSION_PROGRAM: &str = "/usr/bin/xpool-guest";
+
+/// The guest starts two programs for a session: 0.1 s, on a starved host a hundred times that.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+
+/// A hop before this one may still be closing.
+const FREE_LIMIT: Duration = Duration::from_secs(30);
+
+/// For this long after a port's opening its closing is looked for; later, QEMU announces it at once.
+const WATCHED_FOR: Duration = Duration::from_secs(2);
+
+/// A slot's port, seen from the host.
+pub(super) struct Port {
+    slot: u32,
+    socket: PathBuf,
+    qmp: Qmp,
+    agent: Agent,
+    /// Changes when the guest has opened or closed the port. QEMU sends these events once a second at most, so they
+    /// are only a hint to ask what the state is.
+    heard: watch::Receiver<u64>,
+    end: EndWatch,
+    /// One permit: who has it uses the port, until the guest has closed it.
+    free: Arc<Semaphore>,
+}
+
+impl Port {
+    pub(super) fn new(
+        slot: u32,
+        socket: PathBuf,
+        qmp: Qmp,
+        agent: Agent,
+        heard: watch::Receiver<u64>,
+        end: EndWatch,
+    ) -> Self {
+        Self {
+            slot,
+            socket,
+            qmp,
+            agent,
+            heard,
+            end,
+            free: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Opens a session into the guest's nix-daemon. Cancel safe: a hop that nobody takes is closed again.
+    pub(super) async fn open_hop(self: &Arc<Self>) -> anyhow::Result<Hop> {
+        // In a task of its own: what was started in the guest must be followed to its end.
+        let opening = tokio::spawn(Arc::clone(self).open());
+        opening
+            .await
+            .context("opening a hop")?
+            .with_context(|| format!("opening a hop over port xpool.{}", self.slot))
+    }
+
+    /// Waits until the port can serve a hop, which is when the guest has let go of it.
+    pub(super) async fn released(&self) -> anyhow::Result<()> {
+        tokio::select! {
+            permit = self.free.acquire() => permit.map(drop).context("the port is gone"),
+            end = self.end.ended() => Err(anyhow::anyhow!("the VM has ended: {:?}", end.exit)),
+        }
+    }
+
+    async fn open(self: Arc<Self>) -> anyhow::Result<Hop> {
+        let free = Arc::clone(&self.free).acquire_owned();
+        let permit = within("the hop before it to close", FREE_LIMIT, free).await??;
+        // Connected first: a guest that opens a port without a host reads its end at once.
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .with_context(|| format!("connecting to `{}`", self.socket.display()))?;
+        let slot = self.slot.to_string();
+        let session = self
+            .agent
+            .start(SESSION_PROGRAM, &["session", &slot])
+            .await?;
+        let opened = within(
+            "the guest to open the port",
+            OPEN_LIMIT,
+            self.opened(session),
+        )
+        .await;
+        match opened.map_err(anyhow::Error::from).flatten() {
+            Ok(()) => {
+                let (user, far) = UnixStream::pair().context("making a pair of sockets")?;
+                tokio::spawn(self.carry(far, stream, session, permit));
+                Ok(Hop { stream: user })
+            }
+            // The agent has told how it ended, and forgotten it.
+            Err(error) if error.is::<SessionFailed>() => Err(error),
+            Err(error) => {
+                drop(stream);
+                tokio::spawn(async move { self.follow_to_the_end(session, permit).await });
+                Err(error)
+            }
+        }
+    }
+
+    /// Resolves when the session has opened the port, and fails if it ended instead.
+    async fn opened(&self, session: GuestPid) -> anyhow::Result<()> {
+        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(200));
+        let mut looks = 0_u32;
+        while !self.is_open().await? {
+            looks += 1;
+            // Asking the agent costs the guest something, and sessions hardly ever fail.
+            if looks.is_multiple_of(16)
+                && let Some(output) = self.agent.outcome(session).await?
+            {
+                return Err(SessionFailed::new(&output).into());
+            }
+            self.heard_or(&mut pace).await;
+        }
+        Ok(())
+    }
+
+    /// A hop's life after its opening.
+    async fn carry(
+        self: Arc<Self>,
+        far: UnixStream,
+        stream: UnixStream,
+        session: GuestPid,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let turn = || async {
+            // Without a monitor QEMU is gone, and with it what it had to say.
+            let _ = self.is_open().await;
+        };
+        pump(far, stream, self.closed_by_guest(), turn).await;
+        self.follow_to_the_end(session, permit).await;
+    }
+
+    /// Gives the port back once the guest's session has ended.
+    async fn follow_to_the_end(&self, session: GuestPid, permit: OwnedSemaphorePermit) {
+        self.closed().await;
+        // Ended or about to: it may have been on its way to open the port. Asked also because the agent keeps a
+        // program's output until somebody has.
+        let end = tokio::select! {
+            output = self.agent.finished(session) => output,
+            _ = self.end.ended() => return,
+        };
+        match end {
+            Ok(output) => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                tracing::debug!(slot = self.slot, status = output.status, %stderr, "session ended");
+                drop(permit);
+            }
+            Err(error) => {
+                // Whoever waits for this slot runs into a deadline of theirs and gives the VM up.
+                tracing::warn!(slot = self.slot, error = format!("{error:#}"), "slot lost");
+                permit.forget();
+            }
+        }
+    }
+
+    /// Resolves when the guest has closed the port while a hop used it.
+    async fn closed_by_guest(&self) {
+        let mut pace = Pace::new(Duration::from_millis(20), Duration::from_millis(500));
+        let looking = async {
+            while self.is_open_or_unknown().await {
+                self.heard_or(&mut pace).await;
+            }
+        };
+        if tokio::time::timeout(WATCHED_FOR, looking).await.is_ok() {
+            return;
+        }
+        let mut heard = self.heard.clone();
+        while self.is_open_or_unknown().await {
+            if heard.changed().await.is_err() {
+                // No monitor any more: the end of QEMU's socket has to do.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Resolves when the port is closed, or nobody can tell.
+    async fn closed(&self) {
+        let mut pace = Pace::new(Duration::from_millis(10), Duration::from_millis(250));
+        while self.is_open().await.unwrap_or(false) {
+            self.heard_or(&mut pace).await;
+        }
+    }
+
+    /// Lets a moment pass, a shorter one if there is news of the port.
+    async fn heard_or(&self, pace: &mut Pace) {
+        let mut heard = self.heard.clone();
+        let news = async {
+            if heard.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = news => {}
+            () = pace.pause() => {}
+        }
+    }
+
+    async fn is_open_or_unknown(&self) -> bool {
+        self.is_open().await.unwrap_or(true)
+    }
+
+    /// Whether the guest has the port open now.
+    async fn is_open(&self) -> anyhow::Result<bool> {
+        let id = port_id(self.slot);
+        let chardevs = self.qmp.execute(qapi::qmp::query_chardev {}).await?;
+        let chardev = chardevs.into_iter().find(|chardev| chardev.label == id);
+        Ok(chardev.context("QEMU has lost the port")?.frontend_open)
+    }
+}
+
+/// A session ended before it had opened its port; so does one that finds no nix-daemon.
+#[derive(Debug, thiserror::Error)]
+#[error("`{SESSION_PROGRAM} session` ended in the guest: {said}")]
+pub(super) struct SessionFailed {
+    said: String,
+}
+
+impl SessionFailed {
+    fn new(output: &GuestOutput) -> Self {
+        Self {
+            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! QEMU's monitor: one connection, commands as qapi has them, events out of band.
+
+pub(super) mod events;
+mod filter;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use qapi::futures::{QapiService, QmpStreamTokio};
+use qapi::qmp::QmpCommand;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+
+use super::wait::{Pace, within};
+use events::EventSinks;
+
+/// QEMU listens 40 ms after its start and greets at once; on a starved host it may take its time.
+const GREETING_LIMIT: Duration = Duration::from_secs(30);
+
+/// QEMU answers within a millisecond unless it is stopped or the host starves it.
+const REPLY_LIMIT: Duration = Duration::from_secs(30);
+
+type Service = QapiService<QmpStreamTokio<OwnedWriteHalf>>;
+
+/// A connection to QEMU's monitor. Clones share it; it closes with the last of them.
+#[derive(Clone)]
+pub(super) struct Qmp {
+    service: Arc<Service>,
+}
+
+impl Qmp {
+    /// Connects to a QEMU that was just started. Its events go to `sinks`, for as long as the connection lasts.
+    pub(super) async fn connect(socket: &Path, sinks: EventSinks) -> anyhow::Result<Self> {
+        let stream = listening(socket).await?;
+        let greeting = within(
+            "the greeting of QEMU's monitor",
+            GREETING_LIMIT,
+            Self::greet(stream, sinks),
+        );
+        greeting.await.with_context(|| {
+            format!(
+                "QEMU accepts connections on `{}` but hangs",
+                socket.display()
+            )
+        })?
+    }
+
+    async fn greet(stream: UnixStream, sinks: EventSinks) -> anyhow::Result<Self> {
+        let (from_qemu, to_qemu) = stream.into_split();
+        let (from_filter, to_qapi) = tokio::io::simplex(filter::LINE_LIMIT);
+        tokio::spawn(async move {
+            let outcome = filter::run(from_qemu, to_qapi, |event| sinks.take(event)).await;
+            if let Err(error) = outcome {
+                let error = anyhow::Error::from(error);
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "connection to QEMU's monitor closed"
+                );
+            }
+        });
+        let greeted = QmpStreamTokio::open_split(from_filter, to_qemu)
+            .await
+            .context("reading the greeting of QEMU's monitor")?;
+        let stream = greeted
+            .negotiate()
+            .await
+            .context("negotiating with QEMU's monitor")?;
+        let (service, replies) = stream.into_parts();
+        tokio::spawn(replies.into_future());
+        Ok(Self {
+            service: Arc::new(service),
+        })
+    }
+
+    /// Has QEMU execute a command.
+    pub(super) async fn execute<C>(&self, command: C) -> anyhow::Result<C::Ok>
+    where
+        C: QmpCommand + 'static,
+        C::Ok: Send + 'static,
+    {
+        let service = Arc::clone(&self.service);
+        // In a task of its own, which nobody aborts: a reply that nobody waits for ends qapi's stream.
+        let reply = tokio::spawn(async move { service.execute(command).await });
+        within("QEMU's reply", REPLY_LIMIT, reply)
+            .await
+            .with_context(|| format!("QEMU does not answer `{}`: it hangs", C::NAME))?
+            .with_context(|| format!("QMP command `{}`", C::NAME))?
+            .with_context(|| format!("QMP command `{}`", C::NAME))
+    }
+}
+
+/// Connects as soon as QEMU listens.
+async fn listening(socket: &Path) -> anyhow::Result<UnixStream> {
+    let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(100));
+    let mut refusal = None;
+    let connected = async {
+        loop {
+            match UnixStream::connect(socket).await {
+                Ok(stream) => return stream,
+                // Not there yet, or not listening yet, or busy with other clients.
+                Err(error) => refusal = Some(error),
+            }
+            pace.pause().await;
+        }
+    };
+    match within("QEMU's monitor to listen", GREETING_LIMIT, connected).await {
+        Ok(stream) => Ok(stream),
+        Err(timed_out) => {
+            let attempt = format!("connecting to `{}`", socket.display());
+            let error = refusal.map_or_else(|| anyhow::anyhow!("no attempt"), Into::into);
+            Err(error.context(attempt).context(timed_out))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use events::channels;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
+
+    async fn answer(from: &mut BufReader<UnixStream>, reply: &str) {
+        let mut line = String::new();
+        from.read_line(&mut line).await.unwrap();
+        let request: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let reply = reply.replace("ID", &request["id"].to_string());
+        from.write_all(reply.as_bytes()).await.unwrap();
+    }
+
+    async fn greeted(listener: &UnixListener) -> BufReader<UnixStream> {
+        let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+        stream.write_all(GREETING.as_bytes()).await.unwrap();
+        stream.write_all(b"\r\n").await.unwrap();
+        answer(&mut stream, "{\"return\": {}, \"id\": ID}\r\n").await;
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_caller_went_away_does_not_end_the_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (sinks, _sources) = channels("riscv64-1", 0);
+        let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
+        let qmp = qmp.unwrap();
+
+        let impatient = qmp.execute(qapi::qmp::query_chardev {});
+        tokio::time::timeout(Duration::from_millis(20), impatient)
+            .await
+            .unwrap_err();
+        answer(
+            &mut qemu,
+            "{\"event\": \"NEWS\"}\n{\"return\": [], \"id\": ID}\n",
+        )
+        .await;
+
+        let patient = qmp.execute(qapi::qmp::query_chardev {});
+        let (reply, ()) =
+            tokio::join!(patient, answer(&mut qemu, "{\"return\": [], \"id\": ID}\n"));
+        assert!(reply.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_connection_closes_with_its_last_handle() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (sinks, _sources) = channels("riscv64-1", 0);
+        let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
+        drop(qmp);
+        assert_eq!(qemu.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_monitor_is_told_from_one_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let (sinks, _) = channels("riscv64-1", 0);
+        let dead = Qmp::connect(&socket, sinks).await.err().unwrap();
+        assert!(format!("{dead:#}").contains("No such file"), "{dead:#}");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let (sinks, _) = channels("riscv64-1", 0);
+        let hung = Qmp::connect(&socket, sinks).await.err().unwrap();
+        assert!(format!("{hung:#}").contains("hangs"), "{hung:#}");
+    }
+}

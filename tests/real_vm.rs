@@ -1,0 +1,357 @@
+//! Real guests in a real QEMU: boot, hops, and every way for them to end. `scripts/test` makes the images and runs it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests: a panic is a failure, and stages go to its output"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+use xpool::config::vm::{Network, VmProfile};
+use xpool::image::Image;
+use xpool::nix::System;
+use xpool::vm::host::{accel_for, find_program};
+use xpool::vm::{Hop, Qemu, QemuVm, RunningVm as _, VmBackend as _, VmExit, VmSpec};
+
+/// Boots take 5 s on a quiet machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Longer than anything that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn image(system: System) -> Image {
+    let help = "run `scripts/test`, which makes the images and sets XPOOL_TEST_IMAGES";
+    let images = std::env::var_os("XPOOL_TEST_IMAGES")
+        .unwrap_or_else(|| panic!("no XPOOL_TEST_IMAGES: {help}"));
+    let dir = PathBuf::from(images).join(system.name());
+    let manifest = std::fs::read(dir.join("manifest.json"))
+        .unwrap_or_else(|error| panic!("no image in {}: {error}; {help}", dir.display()));
+    Image {
+        manifest: serde_json::from_slice(&manifest).unwrap(),
+        dir,
+    }
+}
+
+fn spec(system: System, dir: &Path) -> VmSpec {
+    let file = format!("{}/vm-configs/{system}.toml", env!("CARGO_MANIFEST_DIR"));
+    let profile: VmProfile = toml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let search_path = std::env::var_os("PATH").unwrap();
+    VmSpec {
+        name: format!("{}-1", system.cpu()),
+        accel: accel_for(system),
+        qemu: find_program(&profile.qemu, &search_path).unwrap(),
+        qemu_img: find_program("qemu-img", &search_path).unwrap(),
+        profile,
+        image: image(system),
+        slots: 2,
+        network: Network::Nat,
+        private_parent: private_parent(dir),
+        console_log: dir.join("console.log"),
+        boot_timeout: BOOT_TIMEOUT,
+        stop_grace: Duration::from_secs(20),
+    }
+}
+
+fn private_parent(dir: &Path) -> PathBuf {
+    let parent = dir.join("private");
+    std::fs::create_dir_all(&parent).unwrap();
+    parent
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+async fn boot(system: System, dir: &Path) -> QemuVm {
+    let progress = |stage: &str| println!("{stage}");
+    match Qemu
+        .boot(spec(system, dir), &progress, CancellationToken::new())
+        .await
+    {
+        Ok(vm) => vm,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// QEMU's process, found by the private folder on its command line.
+fn qemu_pid(dir: &Path) -> Option<i32> {
+    let needle = private_parent(dir).into_os_string().into_string().unwrap();
+    let is_ours = |pid: &i32| {
+        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let cmdline = String::from_utf8_lossy(&cmdline);
+        cmdline.contains("qemu-system") && cmdline.contains(&needle)
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .find(is_ours)
+}
+
+fn kill_9(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[track_caller]
+fn assert_nothing_is_left(dir: &Path) {
+    assert_eq!(qemu_pid(dir), None);
+    let left: Vec<_> = std::fs::read_dir(private_parent(dir)).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(dir.join("console.log").exists());
+}
+
+/// The greeting of the worker protocol, as a client.
+async fn handshake(hop: &mut Hop) {
+    hop.stream
+        .write_all(&0x6e69_7863_u64.to_le_bytes())
+        .await
+        .unwrap();
+    let magic = soon("the daemon's magic", hop.stream.read_u64_le())
+        .await
+        .unwrap();
+    assert_eq!(magic, 0x6478_696f);
+    let version = hop.stream.read_u64_le().await.unwrap();
+    assert!(version >= 0x10a, "{version:#x}");
+}
+
+async fn in_guest(vm: &QemuVm, script: &str) -> String {
+    let output = vm.run("/bin/sh", &["-c", script], PATIENCE).await.unwrap();
+    assert_eq!(
+        output.status,
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Boots once and looks at everything that leaves the VM running, then powers it down.
+async fn a_vm_serves_hops_until_it_is_powered_down(system: System) {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(system, dir.path()).await;
+
+    assert_eq!(in_guest(&vm, "uname -m").await.trim(), system.cpu());
+    let clock: u64 = in_guest(&vm, "date +%s").await.trim().parse().unwrap();
+    let host_clock = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
+    assert!(
+        clock.abs_diff(host_clock) < 10,
+        "{clock} is not {host_clock}"
+    );
+
+    // One after another over one slot, and two at once over two.
+    for _ in 0..3 {
+        let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
+        handshake(&mut hop).await;
+        drop(hop);
+        soon("the slot", vm.slot_released(0)).await.unwrap();
+    }
+    let mut first = soon("the first hop", vm.open_hop(0)).await.unwrap();
+    let mut second = soon("the second hop", vm.open_hop(1)).await.unwrap();
+    handshake(&mut second).await;
+    handshake(&mut first).await;
+    drop(first);
+
+    // The guest's side ends: the hop delivers it, and the slot serves again.
+    in_guest(&vm, "kill $(pidof socat)").await;
+    let mut rest = Vec::new();
+    soon("the hop's end", second.stream.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    drop(second);
+    for slot in [0, 1] {
+        soon("the slot", vm.slot_released(slot)).await.unwrap();
+        handshake(&mut soon("a hop", vm.open_hop(slot)).await.unwrap()).await;
+    }
+    assert!(vm.open_hop(2).await.is_err());
+
+    vm.power_down();
+    vm.power_down();
+    assert_eq!(soon("the VM's end", vm.ended()).await, VmExit::Stopped);
+    assert_nothing_is_left(dir.path());
+    assert!(vm.open_hop(0).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_riscv64_vm_serves_hops_until_it_is_powered_down() {
+    a_vm_serves_hops_until_it_is_powered_down(System::Riscv64Linux).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aarch64_vm_serves_hops_until_it_is_powered_down() {
+    a_vm_serves_hops_until_it_is_powered_down(System::Aarch64Linux).await;
+}
+
+#[tokio::test]
+async fn a_killed_qemu_ends_its_hops_and_names_the_signal() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
+    handshake(&mut hop).await;
+    kill_9(qemu_pid(dir.path()).unwrap());
+    let ends = async {
+        assert_eq!(hop.stream.read(&mut [0]).await.unwrap(), 0);
+        vm.ended().await
+    };
+    let end = tokio::time::timeout(Duration::from_secs(2), ends)
+        .await
+        .unwrap();
+    assert_eq!(
+        end,
+        VmExit::Died("QEMU was killed by signal 9 (SIGKILL)".to_owned())
+    );
+    assert!(vm.slot_released(0).await.is_err());
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_guest_that_panics_is_reported_as_such() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    // The agent goes down with its guest, so there is no answer.
+    let panic = vm.run("/bin/sh", &["-c", "echo c > /proc/sysrq-trigger"], PATIENCE);
+    let end = tokio::select! {
+        end = vm.ended() => end,
+        outcome = panic => panic!("the guest lives: {outcome:?}"),
+    };
+    let VmExit::Died(cause) = end else {
+        panic!("{end:?}")
+    };
+    assert!(cause.contains("panic"), "{cause}");
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_kill_ends_a_shutdown_that_takes_its_time() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    vm.power_down();
+    vm.kill();
+    let end = tokio::time::timeout(Duration::from_secs(2), vm.ended())
+        .await
+        .unwrap();
+    assert_eq!(end, VmExit::Stopped);
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_guest_without_an_agent_is_stopped_all_the_same() {
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.stop_grace = Duration::from_secs(3);
+    let vm = Qemu
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await
+        .unwrap();
+    let _ = vm
+        .run(
+            "/bin/sh",
+            &["-c", "kill -STOP $(pidof qemu-ga)"],
+            Duration::from_secs(1),
+        )
+        .await;
+    vm.power_down();
+    assert_eq!(soon("the VM's end", vm.ended()).await, VmExit::Stopped);
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_dropped_vm_is_killed() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    drop(vm);
+    let gone = async {
+        while std::fs::read_dir(private_parent(dir.path()))
+            .unwrap()
+            .next()
+            .is_some()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("the VM to be gone", gone).await;
+    assert_nothing_is_left(dir.path());
+}
+
+/// Boots until the guest agent is waited for, does `disturb`, and returns what the boot failed with.
+async fn disturbed_boot(dir: &Path, disturb: impl Fn(&CancellationToken)) -> String {
+    let abort = CancellationToken::new();
+    let (waiting, waited) = tokio::sync::oneshot::channel();
+    let waiting = Mutex::new(Some(waiting));
+    let progress = move |stage: &str| {
+        println!("{stage}");
+        if stage == "waiting for the guest agent"
+            && let Some(waiting) = waiting.lock().unwrap().take()
+        {
+            waiting.send(()).unwrap();
+        }
+    };
+    let boot = Qemu.boot(spec(System::Riscv64Linux, dir), &progress, abort.clone());
+    let disturbance = async {
+        waited.await.unwrap();
+        disturb(&abort);
+    };
+    let (outcome, ()) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(10), boot),
+        disturbance
+    );
+    let Err(error) = outcome.expect("the boot fails at once") else {
+        panic!("the boot succeeded")
+    };
+    format!("{error:#}")
+}
+
+#[tokio::test]
+async fn an_aborted_boot_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let error = disturbed_boot(dir.path(), CancellationToken::cancel).await;
+    assert_eq!(error, "the start of `riscv64-1` was aborted");
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_qemu_killed_during_boot_is_an_error_at_once() {
+    let dir = TempDir::new().unwrap();
+    let error = disturbed_boot(dir.path(), |_| kill_9(qemu_pid(dir.path()).unwrap())).await;
+    assert!(error.contains("killed by signal 9 (SIGKILL)"), "{error}");
+    assert!(error.contains("console.log"), "{error}");
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_qemu_that_refuses_its_arguments_is_quoted() {
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.profile.cpu = "abacus".to_owned();
+    let outcome = Qemu.boot(spec, &|_| {}, CancellationToken::new()).await;
+    let error = format!("{:#}", outcome.err().unwrap());
+    assert!(
+        error.contains("QEMU exited with status 1") && error.contains("abacus"),
+        "{error}"
+    );
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_boot_that_takes_too_long_says_what_it_was_waiting_for() {
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.boot_timeout = Duration::from_secs(1);
+    let outcome = Qemu.boot(spec, &|_| {}, CancellationToken::new()).await;
+    let error = format!("{:#}", outcome.err().unwrap());
+    assert!(
+        error.contains("within 1s: still waiting for the guest agent"),
+        "{error}"
+    );
+    assert_nothing_is_left(dir.path());
+}
