@@ -9,6 +9,7 @@ mod console;
 mod disk;
 mod hop;
 pub mod host;
+pub mod leftovers;
 mod machine;
 mod port;
 mod private_dir;
