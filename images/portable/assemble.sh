@@ -120,6 +120,7 @@ accounts() {
 }
 
 configure() {
+    local tool
     mkdir -p "$root"/{etc/nix,nix/store,usr/lib/xpool,var/empty,var/log}
     install -m 755 "$here/init" "$root/usr/lib/xpool/init"
     install -m 755 "$here/../xpool-guest" "$root/usr/bin/xpool-guest"
@@ -127,9 +128,8 @@ configure() {
     ln -s shutdown "$root/usr/sbin/poweroff"
     install -m 644 "$here/nix.conf" "$root/etc/nix/nix.conf"
     ln -sf busybox "$root/usr/bin/sh"
-    # The mount tools of util-linux are not in the image.
-    ln -sf ../bin/busybox "$root/usr/sbin/mount"
-    ln -sf ../bin/busybox "$root/usr/sbin/umount"
+    # util-linux's tools are not in the image; the guest agent sets the clock through hwclock.
+    for tool in hwclock mount umount; do ln -sf ../bin/busybox "$root/usr/sbin/$tool"; done
     printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n' >"$root/etc/nsswitch.conf"
     # The name server of QEMU's user network; mmdebstrap left the host's.
     rm -f "$root/etc/resolv.conf"

@@ -48,8 +48,11 @@ impl Problem {
             if let Some(error) = cause.downcast_ref::<ControlError>() {
                 problem.control(error);
             }
-            let is_missing = cause.is::<CannotBuild>() || cause.is::<HostError>();
-            if is_missing {
+            if let Some(error) = cause.downcast_ref::<CannotBuild>() {
+                problem.exit_code = UNAVAILABLE;
+                problem.hints.extend(error.hints.iter().cloned());
+            }
+            if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;
             }
             if cause.is::<StateInUse>() {

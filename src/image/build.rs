@@ -53,10 +53,33 @@ const TIDY_UP: Duration = Duration::from_secs(20);
 /// The script says that something it needs is not there (`EX_UNAVAILABLE` of sysexits.h).
 const EX_UNAVAILABLE: i32 = 69;
 
-/// The machine lacks something that building an image needs; the text is the script's own.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct CannotBuild(pub String);
+/// Bytes of disk space that a build needs at its peak: unpacked packages, their archives, the raw disk, the result.
+const SPACE: u64 = 2 << 30;
+
+/// The machine lacks something that building an image needs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct CannotBuild {
+    /// What it lacks.
+    pub text: String,
+    /// What to do about it.
+    pub hints: Vec<String>,
+}
+
+impl CannotBuild {
+    /// Takes what the script said: lines that begin with `error: ` and `hint: `.
+    fn from_script(said: &str) -> Self {
+        let lines = |prefix: &'static str| {
+            said.lines()
+                .filter_map(move |line| line.strip_prefix(prefix))
+        };
+        let text = lines("error: ").collect::<Vec<_>>().join("\n");
+        Self {
+            text,
+            hints: lines("hint: ").map(str::to_owned).collect(),
+        }
+    }
+}
 
 /// Builds the portable image for a system and makes it the one in use. `progress` is told each step; what the tools say
 /// goes to `log`. Ends, with nothing left behind, when `cancel` is cancelled.
@@ -69,6 +92,7 @@ pub async fn build(
 ) -> Result<Image> {
     let root = store.root();
     std::fs::create_dir_all(root).with_context(|| format!("creating `{}`", root.display()))?;
+    check_space(root)?;
     let _lock = lock(root, system, progress, cancel).await?;
     remove_leftovers(root, system)?;
     let work = tempfile::Builder::new()
@@ -87,6 +111,22 @@ pub async fn build(
         tokio::task::spawn_blocking(move || make_manifest(&out, system)).await??
     };
     Ok(store.adopt(&out, &manifest)?)
+}
+
+fn check_space(root: &Path) -> Result<()> {
+    let space = rustix::fs::statvfs(root)
+        .with_context(|| format!("asking for space in `{}`", root.display()))?;
+    let free = space.f_bavail * space.f_frsize;
+    if free >= SPACE {
+        return Ok(());
+    }
+    let (free, need) = (free >> 20, SPACE >> 20);
+    let text = format!(
+        "`{}` has {free} MiB free and a build needs {need} MiB",
+        root.display()
+    );
+    let hints = vec!["free some, or name another folder with `--cache-dir`".to_owned()];
+    Err(CannotBuild { text, hints }.into())
 }
 
 /// Waits until no other build of this system's image runs.
@@ -195,7 +235,7 @@ async fn run_script(
     }
     let said = last_lines(log, 20);
     if status.code() == Some(EX_UNAVAILABLE) {
-        return Err(CannotBuild(said).into());
+        return Err(CannotBuild::from_script(&said).into());
     }
     bail!(
         "{status}; its last words:\n{said}\nall of them are in `{}`",
@@ -265,6 +305,14 @@ fn make_manifest(out: &Path, system: System) -> Result<Manifest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_script_lacks_is_taken_apart() {
+        let said = "Reading lists\nerror: missing tools: cpio\nhint: apt-get install cpio\n";
+        let error = CannotBuild::from_script(said);
+        assert_eq!(error.text, "missing tools: cpio");
+        assert_eq!(error.hints, ["apt-get install cpio"]);
+    }
 
     #[test]
     fn every_file_of_the_portable_image_is_compiled_in() {

@@ -1,0 +1,454 @@
+//! Real Nix clients, through the real gateway, building on real VMs. `scripts/test` makes the images and runs it.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use common::{Installation, Serving, ended, now, signal};
+
+/// A Nix client with a store of its own.
+struct Nix<'a> {
+    installation: &'a Installation,
+    store: PathBuf,
+    machines: String,
+}
+
+impl<'a> Nix<'a> {
+    fn new(installation: &'a Installation) -> Self {
+        let store = installation.path().join("client");
+        Self {
+            installation,
+            store,
+            machines: installation.ok(&["machines"]),
+        }
+    }
+
+    /// `nix-build` of an expression, ready to run, in a process group of its own.
+    fn build(&self, expression: &str) -> Command {
+        let ssh_config = self.installation.state().join("ssh_config");
+        let mut command = Command::new("nix-build");
+        command
+            .arg("--store")
+            .arg(&self.store)
+            .args([
+                "--option",
+                "substitute",
+                "false",
+                "--option",
+                "build-users-group",
+                "",
+            ])
+            // Local builds only serve to compare with.
+            .args([
+                "--option",
+                "sandbox",
+                "false",
+                "--no-out-link",
+                "--builders",
+                &self.machines,
+            ])
+            .args(["-E", expression])
+            .env("NIX_SSHOPTS", format!("-F {}", ssh_config.display()))
+            .env("NIX_CONF_DIR", self.installation.path())
+            .env("HOME", self.installation.path())
+            .env_remove("NIX_REMOTE")
+            .current_dir(self.installation.path())
+            .stdin(Stdio::null())
+            .process_group(0);
+        command
+    }
+
+    /// Builds and gives the content of each result that is a file.
+    #[track_caller]
+    fn results(&self, expression: &str) -> Vec<String> {
+        let output = self.build(expression).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            stderr(&output),
+            self.installation.logs()
+        );
+        let paths = String::from_utf8(output.stdout).unwrap();
+        let read =
+            |path: &str| fs::read_to_string(format!("{}{path}", self.store.display())).unwrap();
+        paths.lines().map(read).collect()
+    }
+
+    /// Starts a build whose output can be looked at while it runs.
+    fn start(&self, expression: &str) -> Running {
+        let log = self.installation.path().join("nix-build.log");
+        let file = fs::File::create(&log).unwrap();
+        let child = self
+            .build(expression)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Running { child, log }
+    }
+}
+
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn started(config: &str) -> (Installation, Serving) {
+    let installation = Installation::with_real_images(config);
+    let serving = installation.serve();
+    (installation, serving)
+}
+
+/// A derivation whose builder is a shell script; `extra` are further attributes.
+fn derivation(system: &str, name: &str, extra: &str, script: &str) -> String {
+    format!(
+        r#"derivation {{ name = "{name}"; system = "{system}"; builder = "/bin/sh"; {extra}
+            args = [ (builtins.toFile "builder.sh" ''{script}'') ]; }}"#
+    )
+}
+
+/// A build that says that it runs, and then does for as many seconds.
+fn sleeper(seconds: u32) -> String {
+    let script = format!("echo the build runs; sleep {seconds}; echo done > $out");
+    derivation("riscv64-linux", "sleeper", "", &script)
+}
+
+fn inputs_and_two_outputs(system: &str) {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    fs::create_dir(installation.path().join("tree")).unwrap();
+    fs::write(
+        installation.path().join("tree/file with spaces"),
+        "from a tree",
+    )
+    .unwrap();
+    let tree = format!("tree = {}/tree;", installation.path().display());
+    let first = derivation(
+        system,
+        "first",
+        &tree,
+        r#"read -r text < "$tree/file with spaces"; echo "$text" > $out"#,
+    );
+    let extra = format!(r#"outputs = [ "out" "dev" ]; first = {first};"#);
+    let second = derivation(
+        system,
+        "second",
+        &extra,
+        r#"read -r text < $first; echo "$text, on $(uname -m), $(uname -r)" > $out; echo "$out" > $dev"#,
+    );
+    let both = format!("let d = {second}; in [ d.out d.dev ]");
+    let results = nix.results(&both);
+    let machine = system.strip_suffix("-linux").unwrap();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(
+        results[0].starts_with(&format!("from a tree, on {machine}, ")),
+        "{results:?}"
+    );
+    assert!(
+        !results[0].contains(kernel.trim()),
+        "built on this machine: {results:?}"
+    );
+    // The second output holds a reference to the first.
+    assert!(
+        results[1].starts_with("/nix/store/") && results[1].trim().ends_with("-second"),
+        "{results:?}"
+    );
+}
+
+#[test]
+fn riscv64_builds_a_derivation_with_inputs_and_two_outputs() {
+    inputs_and_two_outputs("riscv64-linux");
+}
+
+#[test]
+fn aarch64_builds_a_derivation_with_inputs_and_two_outputs() {
+    inputs_and_two_outputs("aarch64-linux");
+}
+
+fn failing_derivation(system: &str) {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let failing = |system: &str| {
+        derivation(
+            system,
+            "failing",
+            "",
+            "echo this is the last line of the log; exit 3",
+        )
+    };
+    let remote = nix.build(&failing(system)).output().unwrap();
+    let local = nix
+        .build(&failing(&format!("{}-linux", std::env::consts::ARCH)))
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&remote).contains("this is the last line of the log"),
+        "{}",
+        stderr(&remote)
+    );
+    assert!(
+        stderr(&local).contains("this is the last line of the log"),
+        "{}",
+        stderr(&local)
+    );
+    assert_eq!(
+        remote.status.code(),
+        local.status.code(),
+        "{}\n{}",
+        stderr(&remote),
+        stderr(&local)
+    );
+    installation.until("the slot is free again", || {
+        installation.list(system, "sessions").is_empty()
+    });
+}
+
+#[test]
+fn riscv64_failing_derivation_shows_its_log_and_exits_as_a_local_one() {
+    failing_derivation("riscv64-linux");
+}
+
+#[test]
+fn aarch64_failing_derivation_shows_its_log_and_exits_as_a_local_one() {
+    failing_derivation("aarch64-linux");
+}
+
+#[test]
+fn eight_builds_at_once_share_two_vms() {
+    let (installation, _serving) = started("[pool]\nmax-vms = 2\nbuild-machines = 8\n");
+    let nix = Nix::new(&installation);
+    let one = derivation(
+        "riscv64-linux",
+        "one",
+        "inherit n;",
+        "sleep 1; echo number $n > $out",
+    );
+    let eight = format!("map (n: {one}) [ 1 2 3 4 5 6 7 8 ]");
+    let mut running = nix.start(&eight);
+    let (mut most_vms, mut most_sessions) = (0, 0);
+    let mut waited = false;
+    while running.child.try_wait().unwrap().is_none() {
+        let sessions = installation.list("riscv64-linux", "sessions");
+        most_vms = most_vms.max(installation.list("riscv64-linux", "vms").len());
+        most_sessions = most_sessions.max(sessions.len());
+        waited |= sessions.iter().any(|session| session["vm"].is_null());
+    }
+    assert_eq!(ended(&mut running.child), Some(0), "{}", running.log());
+    assert_eq!(most_vms, 2);
+    assert!(
+        waited && most_sessions == 8,
+        "the queue was not seen: {most_sessions} sessions at the most"
+    );
+    let mut results = nix.results(&eight);
+    results.sort();
+    let expected: Vec<String> = (1..=8).map(|n| format!("number {n}\n")).collect();
+    assert_eq!(results, expected);
+    assert!(
+        running.log().contains("xpool: "),
+        "waiting was not shown: {}",
+        running.log()
+    );
+}
+
+/// Seconds of processor time that a process has used.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    // Linux counts 100 ticks a second for user space, on every architecture.
+    ticks / 100.0
+}
+
+#[test]
+fn a_client_that_is_killed_ends_the_build_in_the_guest_and_frees_the_slot() {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let busy = derivation(
+        "riscv64-linux",
+        "busy",
+        "",
+        "echo the build runs; while :; do :; done",
+    );
+    let mut running = nix.start(&busy);
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    let qemu = installation.qemus()[0];
+    kill_group(&mut running.child);
+    installation.until("the slot is free", || {
+        installation.list("riscv64-linux", "sessions").is_empty()
+    });
+    // The loop would use all of a vCPU: the guest has to come to rest.
+    installation.until("the guest is idle", || {
+        let (from, before) = (now(), cpu_seconds(qemu));
+        while from.elapsed() < Duration::from_secs(1) {
+            installation.status();
+        }
+        (cpu_seconds(qemu) - before) / from.elapsed().as_secs_f64() < 0.3
+    });
+    let hello = derivation("riscv64-linux", "hello", "", "echo hello > $out");
+    assert_eq!(nix.results(&hello), ["hello\n"]);
+    assert_eq!(installation.qemus(), [qemu], "the same VM serves on");
+}
+
+/// Kills a client with its hook and its ssh, as a closed terminal or a crash does.
+fn kill_group(client: &mut Child) {
+    // Nix's hook is in a process group of its own and notices by its pipes.
+    let sent = Command::new("kill")
+        .args(["-9", "--", &format!("-{}", client.id())])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    client.wait().unwrap();
+}
+
+fn qemu_killed(system: &str) {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let sleeper = sleeper(600).replace("riscv64-linux", system);
+    let mut running = nix.start(&sleeper);
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    let killed = now();
+    signal(installation.qemus()[0], "KILL");
+    let code = ended(&mut running.child);
+    let took = killed.elapsed();
+    let log = running.log();
+    assert_ne!(code, Some(0), "{log}");
+    let vm = format!("{}-1", system.strip_suffix("-linux").unwrap());
+    assert!(
+        log.contains(&vm) && log.contains("killed by signal 9"),
+        "{log}"
+    );
+    assert!(
+        took < Duration::from_secs(2),
+        "the client heard of it after {took:?}"
+    );
+    installation.until("the VM is gone", || installation.leftovers().is_empty());
+}
+
+#[test]
+fn riscv64_a_qemu_that_is_killed_in_the_middle_of_a_build_is_named_to_the_client() {
+    qemu_killed("riscv64-linux");
+}
+
+#[test]
+fn aarch64_a_qemu_that_is_killed_in_the_middle_of_a_build_is_named_to_the_client() {
+    qemu_killed("aarch64-linux");
+}
+
+#[test]
+fn down_lets_a_running_build_end_first() {
+    let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let mut running = nix.start(&sleeper(5));
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    let said = installation.run(&["down"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("waiting for 1 build"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(ended(&mut running.child), Some(0), "{}", running.log());
+    assert_eq!(serving.ended(), Some(0));
+    assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
+}
+
+#[test]
+fn a_second_signal_to_down_does_not_wait_for_the_build() {
+    let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let mut running = nix.start(&sleeper(600));
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    let mut down = installation
+        .command(&["down"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    installation.until("the pool drains", || {
+        installation
+            .list("riscv64-linux", "vms")
+            .iter()
+            .any(|vm| vm["state"] == "draining")
+    });
+    signal(down.id(), "INT");
+    assert_eq!(ended(&mut down), Some(0));
+    assert_ne!(ended(&mut running.child), Some(0), "{}", running.log());
+    assert!(running.log().contains("riscv64-1"), "{}", running.log());
+    assert_eq!(serving.ended(), Some(0));
+    assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
+}
+
+#[test]
+fn a_second_signal_to_the_manager_does_not_wait_for_the_build() {
+    let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
+    let nix = Nix::new(&installation);
+    let mut running = nix.start(&sleeper(600));
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    serving.signal("TERM");
+    installation.until("the pool drains", || {
+        installation
+            .list("riscv64-linux", "vms")
+            .iter()
+            .any(|vm| vm["state"] == "draining")
+    });
+    serving.signal("TERM");
+    assert_eq!(serving.ended(), Some(0));
+    assert_ne!(ended(&mut running.child), Some(0), "{}", running.log());
+    assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
+}
+
+#[test]
+fn a_manager_that_was_killed_leaves_nothing_once_the_next_one_serves() {
+    let (installation, mut serving) = started("[pool]\nmin-vms = 1\nmax-vms = 1\n");
+    let is_ready = || {
+        installation
+            .list("riscv64-linux", "vms")
+            .iter()
+            .any(|vm| vm["state"] == "ready")
+    };
+    installation.until("a VM is ready", is_ready);
+    let before = installation.qemus();
+    serving.signal("KILL");
+    serving.ended();
+    assert_eq!(
+        installation.qemus(),
+        before,
+        "QEMU does not end with its manager"
+    );
+    let _serving = installation.serve();
+    assert!(
+        before.iter().all(|pid| !installation.qemus().contains(pid)),
+        "an old QEMU lives on"
+    );
+    installation.until("a VM is ready", is_ready);
+}
