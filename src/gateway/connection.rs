@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::Handler;
-use super::lifeline::{HangUp, Lifeline};
+use super::lifeline::Lifeline;
 use super::{Room, Shared};
 
 /// How long a peer may leave bytes unacknowledged: as long as it may leave keepalives unanswered.
@@ -26,10 +26,9 @@ pub(super) async fn run(
 ) {
     let Room { connection, login } = room;
     let deadline = Instant::now() + shared.config.limits.login_grace;
-    let hang_up = match prepare(&stream) {
-        Ok(hang_up) => hang_up,
-        Err(error) => return tracing::debug!(%peer, %error, "a connection broke at once"),
-    };
+    if let Err(error) = prepare(&stream) {
+        return tracing::debug!(%peer, %error, "a connection broke at once");
+    }
     // What the sessions of this connection live on. Ended here or, when russh ends first, by the handler's end.
     let alive = CancellationToken::new();
     let logged_in = CancellationToken::new();
@@ -55,7 +54,6 @@ pub(super) async fn run(
             tracing::debug!(%peer, "a connection did not log in in time");
             cut.cancel();
         }
-        () = hang_up.happened() => cut.cancel(),
         () = cut.cancelled() => {}
     }
     // Also frees a russh that waits for a session to read.
@@ -66,11 +64,11 @@ pub(super) async fn run(
     drop(connection);
 }
 
-fn prepare(stream: &TcpStream) -> std::io::Result<HangUp> {
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(stream, unacknowledged_ms)?;
-    HangUp::watch(stream)
+    Ok(())
 }
 
 async fn ended(running: &mut RunningSession<Handler>, peer: SocketAddr) {

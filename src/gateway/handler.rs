@@ -3,16 +3,28 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::keys::{HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::exec::{self, Command};
+use super::inbox::Inbox;
 use super::{Shared, relay};
 use crate::manager::ticket::SessionRequest;
+
+/// How much a client may send on a channel before it has to wait for word, in bytes.
+pub(super) const WINDOW: u32 = 2 << 20;
+
+/// The same for a connection with a full inbox. Not less: with less, russh never looks again whether there is room.
+const TRICKLE: u32 = 2;
+
+/// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
+/// two bytes whenever it may.
+const REST: Duration = Duration::from_millis(5);
 
 /// One connection's state.
 pub(super) struct Handler {
@@ -31,9 +43,13 @@ pub(super) struct Handler {
 
 enum ChannelState {
     /// Opened; nothing runs on it yet.
-    Open(Box<Channel<Msg>>),
-    /// Has its one command. Cancelled when the client closes it.
-    Used(CancellationToken),
+    Open(ChannelWriteHalf<Msg>),
+    /// Has its one command.
+    Used {
+        inbox: Inbox,
+        /// Cancelled when the client closes it.
+        closed: CancellationToken,
+    },
 }
 
 impl Handler {
@@ -86,14 +102,20 @@ impl Handler {
         let Some((request, promise)) = self.request() else {
             return session.channel_failure(id);
         };
-        let Some(channel) = self.take(id) else {
+        let Some(writer) = self.take(id) else {
             return session.channel_failure(id);
         };
-        let closed = self.alive.child_token();
-        self.channels.insert(id, ChannelState::Used(closed.clone()));
         session.channel_success(id)?;
+        let (inbox, closed) = (Inbox::default(), self.alive.child_token());
+        let channel = relay::Channel {
+            reader: inbox.reader(),
+            writer,
+            closed: closed.clone(),
+        };
+        self.channels
+            .insert(id, ChannelState::Used { inbox, closed });
         let desk = self.shared.desk.clone();
-        tokio::spawn(relay::run(*channel, desk, request, promise, closed));
+        tokio::spawn(relay::run(channel, desk, request, promise));
         Ok(())
     }
 
@@ -107,8 +129,10 @@ impl Handler {
         if self.take(id).is_none() {
             return session.channel_failure(id);
         }
+        let (inbox, closed) = (Inbox::default(), CancellationToken::new());
+        drop(inbox.reader());
         self.channels
-            .insert(id, ChannelState::Used(CancellationToken::new()));
+            .insert(id, ChannelState::Used { inbox, closed });
         tracing::info!(peer = %self.peer, why, "refused a client's command");
         session.channel_success(id)?;
         session.extended_data(id, relay::STDERR, format!("xpool: {why}\r\n"))?;
@@ -118,13 +142,20 @@ impl Handler {
     }
 
     /// The channel, if it is open and unused.
-    fn take(&mut self, id: ChannelId) -> Option<Box<Channel<Msg>>> {
+    fn take(&mut self, id: ChannelId) -> Option<ChannelWriteHalf<Msg>> {
         match self.channels.remove(&id)? {
             ChannelState::Open(channel) => Some(channel),
-            used @ ChannelState::Used(_) => {
+            used @ ChannelState::Used { .. } => {
                 self.channels.insert(id, used);
                 None
             }
+        }
+    }
+
+    fn inbox(&self, id: ChannelId) -> Option<&Inbox> {
+        match self.channels.get(&id)? {
+            ChannelState::Used { inbox, .. } => Some(inbox),
+            ChannelState::Open(_) => None,
         }
     }
 }
@@ -173,8 +204,10 @@ impl russh::server::Handler for Handler {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
+        // Without the other half russh keeps no bytes for it: they come to `data` only.
+        let (_, writer) = channel.split();
         self.channels
-            .insert(channel.id(), ChannelState::Open(Box::new(channel)));
+            .insert(writer.id(), ChannelState::Open(writer));
         reply.accept().await;
         Ok(())
     }
@@ -184,10 +217,47 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(ChannelState::Used(closed)) = self.channels.remove(&id) {
+        if let Some(ChannelState::Used { closed, .. }) = self.channels.remove(&id) {
             closed.cancel();
         }
         Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        id: ChannelId,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some(inbox) = self.inbox(id) else {
+            return Ok(());
+        };
+        inbox.push(data);
+        if inbox.is_full() {
+            tokio::time::sleep(REST).await;
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(
+        &mut self,
+        id: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(inbox) = self.inbox(id) {
+            inbox.end();
+        }
+        Ok(())
+    }
+
+    // russh keeps one value for all channels of a connection, so one full inbox slows all of them.
+    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
+        let is_full = |state: &ChannelState| matches!(state, ChannelState::Used { inbox, .. } if inbox.is_full());
+        if self.channels.values().any(is_full) {
+            TRICKLE
+        } else {
+            WINDOW
+        }
     }
 
     async fn exec_request(

@@ -6,6 +6,7 @@
 mod connection;
 mod exec;
 mod handler;
+mod inbox;
 pub mod keys;
 mod lifeline;
 mod relay;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use russh::ChannelWriteHalf;
 use russh::server::Msg;
-use russh::{Channel, ChannelWriteHalf};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::inbox::InboxReader;
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
 use crate::session::{self, Outcome};
@@ -20,26 +21,35 @@ pub(super) const FAILED: u32 = 1;
 /// How long a client may take to let itself be told. One that reads nothing is not told.
 const TELLING: Duration = Duration::from_secs(2);
 
+/// Both directions of a channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) reader: InboxReader,
+    pub(super) writer: ChannelWriteHalf<Msg>,
+    /// Cancelled when the client has closed it or is gone.
+    pub(super) closed: CancellationToken,
+}
+
 /// Serves a session on a channel until it ends or the client has closed it.
 pub(super) async fn run(
-    channel: Channel<Msg>,
+    channel: Channel,
     desk: SessionDesk,
     request: SessionRequest,
     promise: Promise,
-    closed: CancellationToken,
 ) {
+    let Channel {
+        reader,
+        writer,
+        closed,
+    } = channel;
     let (slot, client) = (request.slot.clone(), request.client.clone());
-    let (mut read_half, write_half) = channel.split();
-    let served = {
-        let (reader, writer) = (read_half.make_reader(), write_half.make_writer());
-        let session = session::serve(reader, writer, &desk, request, &promise);
-        closed.run_until_cancelled(session).await
-    };
+    let session = session::serve(reader, writer.make_writer(), &desk, request, &promise);
+    let served = closed.run_until_cancelled(session).await;
     tracing::info!(slot, client, outcome = ?served, "session ended");
     let Some(outcome) = served else {
         return;
     };
-    let told = timeout(TELLING, finish(&write_half, &outcome));
+    let told = timeout(TELLING, finish(&writer, &outcome));
     // Fails when the client has gone, which is as good.
     let _ = closed.run_until_cancelled(told).await;
 }
