@@ -1,26 +1,19 @@
 //! What a client asks of one connection, and the short answers. Anything that takes time is given to a task.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use russh::keys::{HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::channels::Channels;
 use super::exec::{self, Command};
-use super::inbox::Inbox;
 use super::{Shared, relay};
 use crate::manager::ticket::SessionRequest;
-
-/// How much a client may send on a channel before it has to wait for word, in bytes.
-pub(super) const WINDOW: u32 = 2 << 20;
-
-/// The same for a connection with a full inbox. Not less: with less, russh never looks again whether there is room.
-const TRICKLE: u32 = 2;
 
 /// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
 /// two bytes whenever it may.
@@ -32,24 +25,13 @@ pub(super) struct Handler {
     peer: SocketAddr,
     /// Who logged in: slot and key.
     login: Option<(String, PublicKey)>,
-    channels: HashMap<ChannelId, ChannelState>,
+    channels: Channels,
     logged_in: CancellationToken,
     /// A place among those that have not logged in.
     login_room: Option<OwnedSemaphorePermit>,
     alive: CancellationToken,
     /// russh drops the handler when the connection ends: that ends its sessions.
     _end_sessions: DropGuard,
-}
-
-enum ChannelState {
-    /// Opened; nothing runs on it yet.
-    Open(ChannelWriteHalf<Msg>),
-    /// Has its one command.
-    Used {
-        inbox: Inbox,
-        /// Cancelled when the client closes it.
-        closed: CancellationToken,
-    },
 }
 
 impl Handler {
@@ -64,7 +46,7 @@ impl Handler {
             shared,
             peer,
             login: None,
-            channels: HashMap::new(),
+            channels: Channels::default(),
             logged_in,
             login_room: Some(login_room),
             _end_sessions: alive.clone().drop_guard(),
@@ -97,23 +79,21 @@ impl Handler {
         Some((request, slot.promise.clone()))
     }
 
-    /// Starts a session on a channel that has none. False if it cannot have one.
+    /// Starts a session on a channel that has none.
     fn start(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
         let Some((request, promise)) = self.request() else {
             return session.channel_failure(id);
         };
-        let Some(writer) = self.take(id) else {
+        let closed = self.alive.child_token();
+        let Some((reader, writer)) = self.channels.begin(id, closed.clone()) else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
-        let (inbox, closed) = (Inbox::default(), self.alive.child_token());
         let channel = relay::Channel {
-            reader: inbox.reader(),
+            reader,
             writer,
-            closed: closed.clone(),
+            closed,
         };
-        self.channels
-            .insert(id, ChannelState::Used { inbox, closed });
         let desk = self.shared.desk.clone();
         tokio::spawn(relay::run(channel, desk, request, promise));
         Ok(())
@@ -126,37 +106,15 @@ impl Handler {
         why: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if self.take(id).is_none() {
+        if self.channels.begin(id, CancellationToken::new()).is_none() {
             return session.channel_failure(id);
         }
-        let (inbox, closed) = (Inbox::default(), CancellationToken::new());
-        drop(inbox.reader());
-        self.channels
-            .insert(id, ChannelState::Used { inbox, closed });
         tracing::info!(peer = %self.peer, why, "refused a client's command");
         session.channel_success(id)?;
-        session.extended_data(id, relay::STDERR, format!("xpool: {why}\r\n"))?;
+        session.extended_data(id, relay::STDERR, format!("xpool: {why}\n"))?;
         session.exit_status_request(id, relay::FAILED)?;
         session.eof(id)?;
         session.close(id)
-    }
-
-    /// The channel, if it is open and unused.
-    fn take(&mut self, id: ChannelId) -> Option<ChannelWriteHalf<Msg>> {
-        match self.channels.remove(&id)? {
-            ChannelState::Open(channel) => Some(channel),
-            used @ ChannelState::Used { .. } => {
-                self.channels.insert(id, used);
-                None
-            }
-        }
-    }
-
-    fn inbox(&self, id: ChannelId) -> Option<&Inbox> {
-        match self.channels.get(&id)? {
-            ChannelState::Used { inbox, .. } => Some(inbox),
-            ChannelState::Open(_) => None,
-        }
     }
 }
 
@@ -204,10 +162,7 @@ impl russh::server::Handler for Handler {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        // Without the other half russh keeps no bytes for it: they come to `data` only.
-        let (_, writer) = channel.split();
-        self.channels
-            .insert(writer.id(), ChannelState::Open(writer));
+        self.channels.open(channel);
         reply.accept().await;
         Ok(())
     }
@@ -217,9 +172,7 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(ChannelState::Used { closed, .. }) = self.channels.remove(&id) {
-            closed.cancel();
-        }
+        self.channels.close(id);
         Ok(())
     }
 
@@ -229,7 +182,7 @@ impl russh::server::Handler for Handler {
         data: &[u8],
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let Some(inbox) = self.inbox(id) else {
+        let Some(inbox) = self.channels.inbox(id) else {
             return Ok(());
         };
         inbox.push(data);
@@ -244,20 +197,14 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(inbox) = self.inbox(id) {
+        if let Some(inbox) = self.channels.inbox(id) {
             inbox.end();
         }
         Ok(())
     }
 
-    // russh keeps one value for all channels of a connection, so one full inbox slows all of them.
     fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
-        let is_full = |state: &ChannelState| matches!(state, ChannelState::Used { inbox, .. } if inbox.is_full());
-        if self.channels.values().any(is_full) {
-            TRICKLE
-        } else {
-            WINDOW
-        }
+        self.channels.window()
     }
 
     async fn exec_request(

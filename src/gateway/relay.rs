@@ -55,26 +55,13 @@ pub(super) async fn run(
 }
 
 async fn finish(channel: &ChannelWriteHalf<Msg>, outcome: &Outcome) -> Result<(), russh::Error> {
-    let status = match outcome {
-        Outcome::NoDemand | Outcome::LeftWaiting | Outcome::Served { .. } => 0,
-        Outcome::Told { .. } => FAILED,
-        Outcome::Untold { text, to_hook } => {
-            let lines = stderr_lines(text, *to_hook);
-            channel.extended_data_bytes(STDERR, lines).await?;
-            FAILED
-        }
-    };
+    if let Some(lines) = outcome.stderr_lines() {
+        channel
+            .extended_data_bytes(STDERR, lines.into_bytes())
+            .await?;
+    }
+    let status = if outcome.has_failed() { FAILED } else { 0 };
     channel.exit_status(status).await?;
     channel.eof().await?;
     channel.close().await
-}
-
-/// What goes to the client's standard error. A build hook shows only lines that are log messages in Nix's own format
-/// (`buildWithHook`, `logging.cc`); anyone else reads the plain line.
-fn stderr_lines(text: &str, to_hook: bool) -> Vec<u8> {
-    if !to_hook {
-        return format!("{text}\n").into_bytes();
-    }
-    let message = serde_json::json!({ "action": "msg", "level": 0, "msg": text });
-    format!("{text}\n@nix {message}\n").into_bytes()
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::handler::WINDOW;
+use super::channels::WINDOW;
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
 use russh::server::Config;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};

@@ -163,3 +163,17 @@ async fn a_gateway_that_nobody_could_use_does_not_start() {
         Err(GatewayError::NoSlots)
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_stopped_takes_no_more_and_cuts_what_stays() {
+    let limits = Limits {
+        closing_grace: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let mut rig = Rig::with(limits, Version::PROMISED).await;
+    let (_client, session) = rig.parked().await;
+    rig.stop.cancel();
+    within(session.updates.closed()).await;
+    within(rig.ended).await.unwrap().unwrap();
+    assert!(TcpStream::connect(("127.0.0.1", rig.port)).await.is_err());
+}

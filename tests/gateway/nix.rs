@@ -157,7 +157,10 @@ async fn nix_says_why_a_build_ended_when_its_vm_was_killed() {
     let Some(mut nix) = NixRig::start().await else {
         return;
     };
-    let mut build = nix.build("echo begun >&2; sleep 30").spawn().unwrap();
+    let mut build = nix
+        .build("PATH=/usr/bin:/bin; echo begun >&2; sleep 30")
+        .spawn()
+        .unwrap();
     let session = nix.rig.session().await;
     let mut daemon = nix.daemon(grant(&session).await);
     let mut stderr = build.stderr.take().unwrap();
@@ -175,4 +178,37 @@ async fn nix_says_why_a_build_ended_when_its_vm_was_killed() {
         its console is in /run/xpool/riscv64-1.log";
     assert!(said.contains(expected), "{said}");
     assert!(!within(build.wait()).await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nix_says_why_outputs_did_not_arrive_when_its_vm_was_killed() {
+    let Some(mut nix) = NixRig::start().await else {
+        return;
+    };
+    let build = nix
+        .build("PATH=/usr/bin:/bin; head -c 8000000 /dev/zero > $out")
+        .spawn()
+        .unwrap();
+    let session = nix.rig.session().await;
+    let (stream, daemon_side) = UnixStream::pair().unwrap();
+    let _daemon = nix.daemon(daemon_side);
+    let mut guest = grant(&session).await;
+    {
+        // As a guest that dies with the output on its way.
+        let (mut from_session, mut to_session) = guest.split();
+        let (from_daemon, mut to_daemon) = stream.into_split();
+        let mut first_half = from_daemon.take(4_000_000);
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_session, &mut to_daemon) => panic!("the client left"),
+            copied = within(tokio::io::copy(&mut first_half, &mut to_session)) => assert_eq!(copied.unwrap(), 4_000_000),
+        }
+    }
+    drop(guest);
+    session.updates.send(killed()).await.unwrap();
+    let output = within(build.wait_with_output()).await.unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    let expected =
+        "xpool: riscv64-1 ended in the middle of the session: QEMU was killed by signal 9";
+    assert!(said.contains(expected), "{said}");
 }

@@ -12,10 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use xpool::gateway::keys::GatewayKeys;
-use xpool::gateway::{GatewayConfig, Limits, Slot};
+use xpool::gateway::{GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{NewSession, SessionDesk, SessionUpdate};
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
@@ -33,7 +34,8 @@ pub(crate) struct Rig {
     pub(crate) keys: GatewayKeys,
     pub(crate) sessions: mpsc::Receiver<NewSession>,
     pub(crate) folder: TempDir,
-    _stop: DropGuard,
+    pub(crate) stop: CancellationToken,
+    pub(crate) ended: JoinHandle<Result<(), GatewayError>>,
 }
 
 impl Rig {
@@ -61,13 +63,14 @@ impl Rig {
         };
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
-        tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
+        let ended = tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
         Self {
             port,
             keys,
             sessions,
             folder,
-            _stop: stop.drop_guard(),
+            stop,
+            ended,
         }
     }
 
