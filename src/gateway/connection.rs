@@ -48,17 +48,17 @@ pub(super) async fn run(
         }
         Err(_) => return tracing::debug!(%peer, "a connection sent no SSH greeting in time"),
     };
-    tokio::select! {
-        () = ended(&mut running, peer) => {}
+    let is_over = tokio::select! {
+        () = ended(&mut running, peer) => true,
         () = late(deadline, &logged_in) => {
             tracing::debug!(%peer, "a connection did not log in in time");
-            cut.cancel();
+            false
         }
-        () = cut.cancelled() => {}
-    }
-    // Also frees a russh that waits for a session to read.
+        () = cut.cancelled() => false,
+    };
     alive.cancel();
-    if cut.is_cancelled() {
+    if !is_over {
+        cut.cancel();
         ended(&mut running, peer).await;
     }
     drop(connection);

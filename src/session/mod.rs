@@ -98,13 +98,16 @@ where
     let (vm, mut stream) = match park::park(&mut client, &mut ticket, system).await {
         Parked::Granted { vm, hop } => (vm, hop.stream),
         Parked::Left => return Outcome::LeftWaiting,
-        Parked::Failed(text) => return client.fail(&text).await,
+        Parked::Failed(text) => {
+            drop(ticket);
+            return client.fail(&text).await;
+        }
     };
     match guest::join(&mut client, &mut ticket, &vm, &mut stream).await {
         Joined::Done(early) => splice::splice(client, ticket, vm, stream, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {
-            drop(stream);
+            drop((stream, ticket));
             client.fail(&text).await
         }
     }
