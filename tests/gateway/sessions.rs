@@ -7,7 +7,9 @@ use xpool::manager::ticket::SessionUpdate;
 use xpool::nix::stderr;
 use xpool::nix::wire::{Version, put_number, put_string};
 
-use crate::rig::{Rig, SLOT, echo_to_all, grant, killed, shake_hands, within};
+use crate::rig::{
+    Rig, SLOT, echo_to_all, grant, killed, query, shake_hands, shake_hands_as_guest, within,
+};
 
 const V: Version = Version::PROMISED;
 
@@ -70,6 +72,30 @@ async fn a_client_that_sends_without_end_while_it_waits_is_held_back_and_missed_
     assert!(stuck.is_err(), "the gateway took everything");
     client.ssh.kill().await.unwrap();
     within(session.updates.closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sends_while_it_waits_arrives_once_it_has_a_guest() {
+    let mut rig = Rig::start().await;
+    let (mut client, session) = rig.parked().await;
+    let sent = noise(7, 24 << 20);
+    let expected = Sha256::digest(&sent);
+    let mut got = vec![0; sent.len()];
+    let mut stdin = client.ssh.stdin.take().unwrap();
+    let writing = tokio::spawn(async move { stdin.write_all(&sent).await.map(|()| stdin) });
+    let mut guest = grant(&session).await;
+    let first = shake_hands_as_guest(&mut guest).await;
+    let already = first.len().saturating_sub(query().len());
+    got[..already].copy_from_slice(&first[first.len() - already..]);
+    let mut rest = vec![0; query().len().saturating_sub(first.len())];
+    within(guest.read_exact(&mut rest)).await.unwrap();
+    // A guest that is slower than its client: the inbox is full most of the time.
+    for part in got[already..].chunks_mut(64 << 10) {
+        within(guest.read_exact(part)).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Sha256::digest(&got), expected);
+    drop(writing.await.unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
