@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::Handler;
-use super::lifeline::{HangUp, Lifeline};
+use super::lifeline::Lifeline;
 use super::{Room, Shared};
 
 /// How long a peer may leave bytes unacknowledged: as long as it may leave keepalives unanswered.
@@ -26,10 +26,6 @@ pub(super) async fn run(
 ) {
     let Room { connection, login } = room;
     let deadline = Instant::now() + shared.config.limits.login_grace;
-    let hang_up = match prepare(&stream) {
-        Ok(hang_up) => hang_up,
-        Err(error) => return tracing::debug!(%peer, %error, "a connection broke at once"),
-    };
     // What the sessions of this connection live on. Ended here or, when russh ends first, by the handler's end.
     let alive = CancellationToken::new();
     let logged_in = CancellationToken::new();
@@ -40,37 +36,43 @@ pub(super) async fn run(
         logged_in.clone(),
         login,
     );
-    let stream = Lifeline::new(stream, cut.clone());
-    let starting = russh::server::run_stream(Arc::clone(&shared.ssh), stream, handler);
+    let starting = start(stream, cut.clone(), &shared, handler);
     let mut running = match timeout_at(deadline, starting).await {
         Ok(Ok(running)) => running,
         Ok(Err(error)) => {
-            return tracing::debug!(%peer, %error, "a connection ended before the login");
+            return tracing::debug!(%peer, %error, "a connection did not get to its login");
         }
         Err(_) => return tracing::debug!(%peer, "a connection sent no SSH greeting in time"),
     };
-    tokio::select! {
-        () = ended(&mut running, peer) => {}
+    let is_over = tokio::select! {
+        () = ended(&mut running, peer) => true,
         () = late(deadline, &logged_in) => {
             tracing::debug!(%peer, "a connection did not log in in time");
-            cut.cancel();
+            false
         }
-        () = hang_up.happened() => cut.cancel(),
-        () = cut.cancelled() => {}
-    }
-    // Also frees a russh that waits for a session to read.
+        () = cut.cancelled() => false,
+    };
     alive.cancel();
-    if cut.is_cancelled() {
+    if !is_over {
+        cut.cancel();
         ended(&mut running, peer).await;
     }
     drop(connection);
 }
 
-fn prepare(stream: &TcpStream) -> std::io::Result<HangUp> {
+/// Hands the socket to russh, which returns when it has the client's greeting.
+async fn start(
+    stream: TcpStream,
+    cut: CancellationToken,
+    shared: &Shared,
+    handler: Handler,
+) -> Result<RunningSession<Handler>, russh::Error> {
     stream.set_nodelay(true)?;
     let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(stream, unacknowledged_ms)?;
-    HangUp::watch(stream)
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged_ms)
+        .map_err(std::io::Error::from)?;
+    let stream = Lifeline::new(stream, cut);
+    russh::server::run_stream(Arc::clone(&shared.ssh), stream, handler).await
 }
 
 async fn ended(running: &mut RunningSession<Handler>, peer: SocketAddr) {

@@ -1,8 +1,8 @@
 //! What a client asks of one connection, and the short answers. Anything that takes time is given to a task.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use russh::keys::{HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
@@ -10,9 +10,14 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::channels::Channels;
 use super::exec::{self, Command};
 use super::{Shared, relay};
 use crate::manager::ticket::SessionRequest;
+
+/// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
+/// two bytes whenever it may.
+const REST: Duration = Duration::from_millis(5);
 
 /// One connection's state.
 pub(super) struct Handler {
@@ -20,20 +25,13 @@ pub(super) struct Handler {
     peer: SocketAddr,
     /// Who logged in: slot and key.
     login: Option<(String, PublicKey)>,
-    channels: HashMap<ChannelId, ChannelState>,
+    channels: Channels,
     logged_in: CancellationToken,
     /// A place among those that have not logged in.
     login_room: Option<OwnedSemaphorePermit>,
     alive: CancellationToken,
     /// russh drops the handler when the connection ends: that ends its sessions.
     _end_sessions: DropGuard,
-}
-
-enum ChannelState {
-    /// Opened; nothing runs on it yet.
-    Open(Box<Channel<Msg>>),
-    /// Has its one command. Cancelled when the client closes it.
-    Used(CancellationToken),
 }
 
 impl Handler {
@@ -48,7 +46,7 @@ impl Handler {
             shared,
             peer,
             login: None,
-            channels: HashMap::new(),
+            channels: Channels::default(),
             logged_in,
             login_room: Some(login_room),
             _end_sessions: alive.clone().drop_guard(),
@@ -81,19 +79,23 @@ impl Handler {
         Some((request, slot.promise.clone()))
     }
 
-    /// Starts a session on a channel that has none. False if it cannot have one.
+    /// Starts a session on a channel that has none.
     fn start(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
         let Some((request, promise)) = self.request() else {
             return session.channel_failure(id);
         };
-        let Some(channel) = self.take(id) else {
+        let closed = self.alive.child_token();
+        let Some((reader, writer)) = self.channels.begin(id, closed.clone()) else {
             return session.channel_failure(id);
         };
-        let closed = self.alive.child_token();
-        self.channels.insert(id, ChannelState::Used(closed.clone()));
         session.channel_success(id)?;
+        let channel = relay::Channel {
+            reader,
+            writer,
+            closed,
+        };
         let desk = self.shared.desk.clone();
-        tokio::spawn(relay::run(*channel, desk, request, promise, closed));
+        tokio::spawn(relay::run(channel, desk, request, promise));
         Ok(())
     }
 
@@ -104,28 +106,15 @@ impl Handler {
         why: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if self.take(id).is_none() {
+        if self.channels.begin(id, CancellationToken::new()).is_none() {
             return session.channel_failure(id);
         }
-        self.channels
-            .insert(id, ChannelState::Used(CancellationToken::new()));
         tracing::info!(peer = %self.peer, why, "refused a client's command");
         session.channel_success(id)?;
-        session.extended_data(id, relay::STDERR, format!("xpool: {why}\r\n"))?;
+        session.extended_data(id, relay::STDERR, format!("xpool: {why}\n"))?;
         session.exit_status_request(id, relay::FAILED)?;
         session.eof(id)?;
         session.close(id)
-    }
-
-    /// The channel, if it is open and unused.
-    fn take(&mut self, id: ChannelId) -> Option<Box<Channel<Msg>>> {
-        match self.channels.remove(&id)? {
-            ChannelState::Open(channel) => Some(channel),
-            used @ ChannelState::Used(_) => {
-                self.channels.insert(id, used);
-                None
-            }
-        }
     }
 }
 
@@ -173,8 +162,7 @@ impl russh::server::Handler for Handler {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        self.channels
-            .insert(channel.id(), ChannelState::Open(Box::new(channel)));
+        self.channels.open(channel);
         reply.accept().await;
         Ok(())
     }
@@ -184,10 +172,39 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(ChannelState::Used(closed)) = self.channels.remove(&id) {
-            closed.cancel();
+        self.channels.close(id);
+        Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        id: ChannelId,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some(inbox) = self.channels.inbox(id) else {
+            return Ok(());
+        };
+        inbox.push(data);
+        if inbox.is_full() {
+            tokio::time::sleep(REST).await;
         }
         Ok(())
+    }
+
+    async fn channel_eof(
+        &mut self,
+        id: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(inbox) = self.channels.inbox(id) {
+            inbox.end();
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
+        self.channels.window()
     }
 
     async fn exec_request(

@@ -3,9 +3,11 @@
 //! Gives every `nix-daemon --stdio` that a known key asks for to the session code, and refuses everything else. Knows
 //! nothing of VMs. Never does slow work in a handler: that would stall the connection and everything else on it.
 
+mod channels;
 mod connection;
 mod exec;
 mod handler;
+mod inbox;
 pub mod keys;
 mod lifeline;
 mod relay;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use russh::ChannelWriteHalf;
 use russh::server::Msg;
-use russh::{Channel, ChannelWriteHalf};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::inbox::InboxReader;
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
 use crate::session::{self, Outcome};
@@ -20,51 +21,47 @@ pub(super) const FAILED: u32 = 1;
 /// How long a client may take to let itself be told. One that reads nothing is not told.
 const TELLING: Duration = Duration::from_secs(2);
 
+/// Both directions of a channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) reader: InboxReader,
+    pub(super) writer: ChannelWriteHalf<Msg>,
+    /// Cancelled when the client has closed it or is gone.
+    pub(super) closed: CancellationToken,
+}
+
 /// Serves a session on a channel until it ends or the client has closed it.
 pub(super) async fn run(
-    channel: Channel<Msg>,
+    channel: Channel,
     desk: SessionDesk,
     request: SessionRequest,
     promise: Promise,
-    closed: CancellationToken,
 ) {
+    let Channel {
+        reader,
+        writer,
+        closed,
+    } = channel;
     let (slot, client) = (request.slot.clone(), request.client.clone());
-    let (mut read_half, write_half) = channel.split();
-    let served = {
-        let (reader, writer) = (read_half.make_reader(), write_half.make_writer());
-        let session = session::serve(reader, writer, &desk, request, &promise);
-        closed.run_until_cancelled(session).await
-    };
+    let session = session::serve(reader, writer.make_writer(), &desk, request, &promise);
+    let served = closed.run_until_cancelled(session).await;
     tracing::info!(slot, client, outcome = ?served, "session ended");
     let Some(outcome) = served else {
         return;
     };
-    let told = timeout(TELLING, finish(&write_half, &outcome));
+    let told = timeout(TELLING, finish(&writer, &outcome));
     // Fails when the client has gone, which is as good.
     let _ = closed.run_until_cancelled(told).await;
 }
 
 async fn finish(channel: &ChannelWriteHalf<Msg>, outcome: &Outcome) -> Result<(), russh::Error> {
-    let status = match outcome {
-        Outcome::NoDemand | Outcome::LeftWaiting | Outcome::Served { .. } => 0,
-        Outcome::Told { .. } => FAILED,
-        Outcome::Untold { text, to_hook } => {
-            let lines = stderr_lines(text, *to_hook);
-            channel.extended_data_bytes(STDERR, lines).await?;
-            FAILED
-        }
-    };
+    if let Some(lines) = outcome.stderr_lines() {
+        channel
+            .extended_data_bytes(STDERR, lines.into_bytes())
+            .await?;
+    }
+    let status = if outcome.has_failed() { FAILED } else { 0 };
     channel.exit_status(status).await?;
     channel.eof().await?;
     channel.close().await
-}
-
-/// What goes to the client's standard error. A build hook shows only lines that are log messages in Nix's own format
-/// (`buildWithHook`, `logging.cc`); anyone else reads the plain line.
-fn stderr_lines(text: &str, to_hook: bool) -> Vec<u8> {
-    if !to_hook {
-        return format!("{text}\n").into_bytes();
-    }
-    let message = serde_json::json!({ "action": "msg", "level": 0, "msg": text });
-    format!("{text}\n@nix {message}\n").into_bytes()
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use super::channels::WINDOW;
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
 use russh::server::Config;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
@@ -28,6 +29,7 @@ pub(super) fn config(host_key: &PrivateKey) -> Config {
         auth_rejection_time: REFUSAL,
         auth_rejection_time_initial: Some(FIRST_REFUSAL),
         max_auth_attempts: 6,
+        window_size: WINDOW,
         keys: vec![host_key.clone()],
         preferred: preferred(),
         // A build may be silent for hours.

@@ -102,8 +102,9 @@ pub enum ServerProgress {
 }
 
 impl ServerSide {
-    /// Waits for a client's first byte.
-    pub fn new(promise: Promise) -> Self {
+    /// Waits for a client's first byte. A promise beyond [`Version::PROMISED`] is cut down to it.
+    pub fn new(mut promise: Promise) -> Self {
+        promise.version = promise.version.min(Version::PROMISED);
         Self {
             promise,
             step: ServerStep::Magic,

@@ -48,6 +48,26 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// What the front end has to write to the client's standard error. A build hook shows only lines that are log messages
+    /// in Nix's own format (`buildWithHook`, `logging.cc`); anyone else reads the plain line.
+    pub fn stderr_lines(&self) -> Option<String> {
+        let Self::Untold { text, to_hook } = self else {
+            return None;
+        };
+        if !to_hook {
+            return Some(format!("{text}\n"));
+        }
+        let message = serde_json::json!({ "action": "msg", "level": 0, "msg": text });
+        Some(format!("{text}\n@nix {message}\n"))
+    }
+
+    /// Whether the client did not get what it asked for.
+    pub fn has_failed(&self) -> bool {
+        matches!(self, Self::Told { .. } | Self::Untold { .. })
+    }
+}
+
 /// Serves one client until either side is done. Dropping the future ends the session: ticket and hop are dropped.
 pub async fn serve<R, W>(
     reader: R,
@@ -78,13 +98,16 @@ where
     let (vm, mut stream) = match park::park(&mut client, &mut ticket, system).await {
         Parked::Granted { vm, hop } => (vm, hop.stream),
         Parked::Left => return Outcome::LeftWaiting,
-        Parked::Failed(text) => return client.fail(&text).await,
+        Parked::Failed(text) => {
+            drop(ticket);
+            return client.fail(&text).await;
+        }
     };
     match guest::join(&mut client, &mut ticket, &vm, &mut stream).await {
         Joined::Done(early) => splice::splice(client, ticket, vm, stream, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {
-            drop(stream);
+            drop((stream, ticket));
             client.fail(&text).await
         }
     }

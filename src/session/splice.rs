@@ -73,8 +73,8 @@ where
         noticed,
     )
     .await;
-    // The guest's side is closed in full here, before the client hears why.
-    drop(stream);
+    // The guest's side is closed in full and the place given up before the client hears why.
+    drop((stream, ticket));
     let seen = watch.into_seen();
     let during = during(seen.observer.operation());
     let text = match end {

@@ -74,6 +74,17 @@ fn a_client_of_nix_2_3_is_not_told_what_it_does_not_know() {
 }
 
 #[test]
+fn features_are_never_promised() {
+    let newer = Promise {
+        version: Version::new(1, 38),
+        ..promise()
+    };
+    let reply = ServerSide::new(newer).receive(&words(&[0x6e69_7863]));
+    let expected = words(&[0x6478_696f, 0x125]);
+    assert_eq!(reply, Ok(ServerProgress::More { reply: expected }));
+}
+
+#[test]
 fn clients_that_cannot_be_served_are_told_why() {
     let too_old = run_server(&[&words(&[0x6e69_7863, 0x114])]).unwrap_err();
     insta::assert_snapshot!(too_old, @"the Nix client speaks protocol 1.20, and xpool needs 1.21 (Nix 2.3) or newer");

@@ -1,0 +1,9 @@
+//! The SSH gateway against real clients: OpenSSH, russh's client for what OpenSSH never sends, and Nix.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod login;
+mod nix;
+mod refusals;
+mod rig;
+mod sessions;

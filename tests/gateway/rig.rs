@@ -1,0 +1,318 @@
+//! A gateway on a free port, its keys, and the test in the manager's and the guest's place.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::client;
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use xpool::gateway::keys::GatewayKeys;
+use xpool::gateway::{GatewayConfig, GatewayError, Limits, Slot};
+use xpool::manager::ticket::{NewSession, SessionDesk, SessionUpdate};
+use xpool::nix::System;
+use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
+use xpool::nix::wire::{Version, put_number, put_strings};
+use xpool::vm::Hop;
+
+/// Longer than anything here takes on a busy machine. No test waits for it to pass.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const SLOT: &str = "riscv64-00";
+
+/// A gateway and what it needs.
+pub(crate) struct Rig {
+    pub(crate) port: u16,
+    pub(crate) keys: GatewayKeys,
+    pub(crate) sessions: mpsc::Receiver<NewSession>,
+    pub(crate) folder: TempDir,
+    pub(crate) stop: CancellationToken,
+    pub(crate) ended: JoinHandle<Result<(), GatewayError>>,
+}
+
+impl Rig {
+    pub(crate) async fn start() -> Self {
+        Self::with(Limits::default(), Version::PROMISED).await
+    }
+
+    pub(crate) async fn with(limits: Limits, version: Version) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = GatewayKeys::load_or_create(&folder.path().join("keys")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
+        std::fs::write(folder.path().join("known_hosts"), known_hosts).unwrap();
+        let nix = "2.26.3".to_owned();
+        let slot = Slot {
+            system: System::Riscv64Linux,
+            promise: Promise { version, nix },
+        };
+        let config = GatewayConfig {
+            host_key: keys.host().clone(),
+            clients: vec![keys.client().clone()],
+            slots: [(SLOT.to_owned(), slot)].into(),
+            limits,
+        };
+        let (desk, sessions) = SessionDesk::channel();
+        let stop = CancellationToken::new();
+        let ended = tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
+        Self {
+            port,
+            keys,
+            sessions,
+            folder,
+            stop,
+            ended,
+        }
+    }
+
+    /// What `ssh` needs to reach the gateway, without anything of the user's.
+    pub(crate) fn ssh_options(&self) -> Vec<String> {
+        let options = [
+            "-F/dev/null".to_owned(),
+            format!("-i{}", self.keys.client_file().display()),
+            format!("-p{}", self.port),
+            "-oIdentitiesOnly=yes".to_owned(),
+            "-oBatchMode=yes".to_owned(),
+            format!(
+                "-oUserKnownHostsFile={}",
+                self.folder.path().join("known_hosts").display()
+            ),
+            "-oStrictHostKeyChecking=yes".to_owned(),
+        ];
+        options.into()
+    }
+
+    pub(crate) fn ssh(&self, user: &str) -> Command {
+        let mut command = Command::new("ssh");
+        command
+            .args(self.ssh_options())
+            .arg(format!("{user}@127.0.0.1"));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// A Nix client that has shaken hands.
+    pub(crate) async fn client(&self) -> NixClient {
+        let mut command = self.ssh(SLOT);
+        command.arg("nix-daemon --stdio");
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut client = NixClient {
+            ssh: command.spawn().expect("ssh should be installed"),
+        };
+        shake_hands_as_client(&mut client).await;
+        client
+    }
+
+    /// The next session that asks for a VM.
+    pub(crate) async fn session(&mut self) -> NewSession {
+        within(self.sessions.recv()).await.unwrap()
+    }
+
+    /// A client that waits, and its session.
+    pub(crate) async fn parked(&mut self) -> (NixClient, NewSession) {
+        let mut client = self.client().await;
+        client.send(&query()).await;
+        let session = self.session().await;
+        (client, session)
+    }
+
+    /// A client that has a guest, which has its first operation.
+    pub(crate) async fn joined(&mut self) -> (NixClient, NewSession, UnixStream) {
+        let (client, session) = self.parked().await;
+        let mut guest = grant(&session).await;
+        let mut first = shake_hands_as_guest(&mut guest).await;
+        let n_first = first.len();
+        first.resize(query().len(), 0);
+        within(guest.read_exact(&mut first[n_first..]))
+            .await
+            .unwrap();
+        assert_eq!(first, query());
+        (client, session, guest)
+    }
+
+    /// A connection by russh, logged in.
+    pub(crate) async fn russh(&self) -> client::Handle<AnyServer> {
+        let config = Arc::new(client::Config::default());
+        let mut connection = client::connect(config, ("127.0.0.1", self.port), AnyServer)
+            .await
+            .unwrap();
+        let key = private_key(&self.keys.client_file());
+        let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+        let login = connection.authenticate_publickey(SLOT, key).await.unwrap();
+        assert!(login.success());
+        connection
+    }
+}
+
+/// A russh client that trusts any server.
+pub(crate) struct AnyServer;
+
+impl client::Handler for AnyServer {
+    type Error = russh::Error;
+
+    async fn check_server_key(
+        &mut self,
+        _key: &PublicKeyOrCertificate,
+    ) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+}
+
+/// A Nix client at the other end of a real `ssh`.
+pub(crate) struct NixClient {
+    pub(crate) ssh: Child,
+}
+
+impl NixClient {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        let stdin = self.ssh.stdin.as_mut().unwrap();
+        within(stdin.write_all(bytes)).await.unwrap();
+        within(stdin.flush()).await.unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(&mut self, bytes: &[u8]) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let mut got = vec![0; bytes.len()];
+            let read = within(self.ssh.stdout.as_mut().unwrap().read_exact(&mut got)).await;
+            read.unwrap_or_else(|error| panic!("{caller}: {error}"));
+            let (got, expected) = (
+                String::from_utf8_lossy(&got),
+                String::from_utf8_lossy(bytes),
+            );
+            assert_eq!(got, expected, "at {caller}");
+        }
+    }
+
+    /// What `ssh` writes to its standard error until it ends, and its exit status.
+    pub(crate) async fn ended(mut self) -> (String, Option<i32>) {
+        let mut text = String::new();
+        within(self.ssh.stderr.take().unwrap().read_to_string(&mut text))
+            .await
+            .unwrap();
+        let status = within(self.ssh.wait()).await.unwrap();
+        (text, status.code())
+    }
+}
+
+pub(crate) async fn shake_hands_as_client(client: &mut NixClient) {
+    let stdin = client.ssh.stdin.as_mut().unwrap();
+    let stdout = client.ssh.stdout.as_mut().unwrap();
+    shake_hands(stdout, stdin).await;
+}
+
+pub(crate) async fn shake_hands<R, W>(reader: &mut R, writer: &mut W)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut side = ClientSide::new(Version::PROMISED);
+    within(writer.write_all(&side.hello())).await.unwrap();
+    within(writer.flush()).await.unwrap();
+    loop {
+        let mut chunk = [0; 256];
+        let n = within(reader.read(&mut chunk)).await.unwrap();
+        assert!(n > 0, "the gateway ended the handshake");
+        if let ClientProgress::Done { .. } = side.receive(&chunk[..n]).unwrap() {
+            return;
+        }
+    }
+}
+
+/// Gives what came after the handshake.
+pub(crate) async fn shake_hands_as_guest(guest: &mut UnixStream) -> Vec<u8> {
+    let mut side = ServerSide::new(Promise {
+        version: Version::PROMISED,
+        nix: "2.26.3".to_owned(),
+    });
+    loop {
+        let mut chunk = [0; 4096];
+        let n = within(guest.read(&mut chunk)).await.unwrap();
+        assert!(n > 0, "the gateway closed the hop");
+        match side.receive(&chunk[..n]).unwrap() {
+            ServerProgress::More { reply } => guest.write_all(&reply).await.unwrap(),
+            ServerProgress::Done { reply, rest, .. } => {
+                guest.write_all(&reply).await.unwrap();
+                return rest;
+            }
+        }
+    }
+}
+
+/// Gives a session a VM; the guest's end of the hop.
+pub(crate) async fn grant(session: &NewSession) -> UnixStream {
+    let (stream, guest) = UnixStream::pair().unwrap();
+    let hop = Hop { stream };
+    let vm = "riscv64-1".to_owned();
+    session
+        .updates
+        .send(SessionUpdate::Granted { vm, hop })
+        .await
+        .unwrap();
+    guest
+}
+
+/// A guest that sends back what it gets, for every session that asks.
+pub(crate) fn echo_to_all(mut sessions: mpsc::Receiver<NewSession>) {
+    tokio::spawn(async move {
+        while let Some(session) = sessions.recv().await {
+            tokio::spawn(async move {
+                let mut guest = grant(&session).await;
+                let first = shake_hands_as_guest(&mut guest).await;
+                let (mut reader, mut writer) = guest.split();
+                writer.write_all(&first).await.unwrap();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                drop(session);
+            });
+        }
+    });
+}
+
+/// How a VM ends whose QEMU was killed.
+pub(crate) fn killed() -> SessionUpdate {
+    SessionUpdate::VmGone {
+        vm: "riscv64-1".to_owned(),
+        cause: "QEMU was killed by signal 9".to_owned(),
+        log: PathBuf::from("/run/xpool/riscv64-1.log"),
+    }
+}
+
+/// A first operation: which of these paths do you have?
+pub(crate) fn query() -> Vec<u8> {
+    let mut out = Vec::new();
+    put_number(&mut out, 31);
+    put_strings(
+        &mut out,
+        &["/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12"],
+    );
+    put_number(&mut out, 0);
+    out
+}
+
+pub(crate) fn private_key(path: &std::path::Path) -> PrivateKey {
+    PrivateKey::from_openssh(std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Fails instead of hanging.
+#[track_caller]
+pub(crate) fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        tokio::time::timeout(PATIENCE, future)
+            .await
+            .unwrap_or_else(|_| panic!("nothing happened for {} s at {caller}", PATIENCE.as_secs()))
+    }
+}
