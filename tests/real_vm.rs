@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -95,9 +96,8 @@ fn qemu_pid(dir: &Path) -> Option<i32> {
         .find(is_ours)
 }
 
-fn kill_9(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 #[track_caller]
@@ -199,7 +199,7 @@ async fn a_killed_qemu_ends_its_hops_and_names_the_signal() {
     let vm = boot(System::Riscv64Linux, dir.path()).await;
     let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
     handshake(&mut hop).await;
-    kill_9(qemu_pid(dir.path()).unwrap());
+    signal(qemu_pid(dir.path()).unwrap(), Signal::KILL);
     let ends = async {
         assert_eq!(hop.stream.read(&mut [0]).await.unwrap(), 0);
         vm.ended().await
@@ -266,6 +266,38 @@ async fn a_guest_without_an_agent_is_stopped_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_qemu_that_hangs_is_killed_in_the_end() {
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.stop_grace = Duration::from_secs(2);
+    let vm = Qemu
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await
+        .unwrap();
+    signal(qemu_pid(dir.path()).unwrap(), Signal::STOP);
+    vm.power_down();
+    assert_eq!(soon("the VM's end", vm.ended()).await, VmExit::Stopped);
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_its_console_fills_nothing_and_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    in_guest(
+        &vm,
+        "head -c 2500000 /dev/zero | tr '\\0' 'x' > /dev/console",
+    )
+    .await;
+    handshake(&mut soon("a hop", vm.open_hop(0)).await.unwrap()).await;
+    let sizes = ["console.log", "console.log.old"]
+        .map(|log| std::fs::metadata(dir.path().join(log)).unwrap().len());
+    assert!(sizes.iter().all(|size| *size <= 1024 * 1024), "{sizes:?}");
+    vm.kill();
+    vm.ended().await;
+}
+
+#[tokio::test]
 async fn a_dropped_vm_is_killed() {
     let dir = TempDir::new().unwrap();
     let vm = boot(System::Riscv64Linux, dir.path()).await;
@@ -322,7 +354,10 @@ async fn an_aborted_boot_leaves_nothing() {
 #[tokio::test]
 async fn a_qemu_killed_during_boot_is_an_error_at_once() {
     let dir = TempDir::new().unwrap();
-    let error = disturbed_boot(dir.path(), |_| kill_9(qemu_pid(dir.path()).unwrap())).await;
+    let error = disturbed_boot(dir.path(), |_| {
+        signal(qemu_pid(dir.path()).unwrap(), Signal::KILL);
+    })
+    .await;
     assert!(error.contains("killed by signal 9 (SIGKILL)"), "{error}");
     assert!(error.contains("console.log"), "{error}");
     assert_nothing_is_left(dir.path());
