@@ -286,13 +286,41 @@ async fn a_guest_that_floods_its_console_fills_nothing_and_goes_on() {
     let vm = boot(System::Riscv64Linux, dir.path()).await;
     in_guest(
         &vm,
-        "head -c 2500000 /dev/zero | tr '\\0' 'x' > /dev/console",
+        "head -c 1200000 /dev/zero | tr '\\0' 'x' > /dev/console",
     )
     .await;
     handshake(&mut soon("a hop", vm.open_hop(0)).await.unwrap()).await;
     let sizes = ["console.log", "console.log.old"]
         .map(|log| std::fs::metadata(dir.path().join(log)).unwrap().len());
     assert!(sizes.iter().all(|size| *size <= 1024 * 1024), "{sizes:?}");
+    vm.kill();
+    vm.ended().await;
+}
+
+/// A daemon that says much and hangs up: nothing of it may be lost between the guest, QEMU and the hop.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_guest_sent_arrives_before_the_end() {
+    const SENT: usize = 10_000_000;
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let talker = format!(
+        "cd /nix/var/nix/daemon-socket && mv socket silent && setsid socat \
+         UNIX-LISTEN:socket,fork 'SYSTEM:head -c {SENT} /dev/zero' >/dev/null 2>&1 & \
+         until [ -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.1; done"
+    );
+    in_guest(&vm, &talker).await;
+    for _ in 0..5 {
+        let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
+        // Nobody reads while the guest writes and hangs up, so QEMU has to hold back.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut received = Vec::new();
+        soon("the hop's end", hop.stream.read_to_end(&mut received))
+            .await
+            .unwrap();
+        assert_eq!(received.len(), SENT);
+        drop(hop);
+        soon("the slot", vm.slot_released(0)).await.unwrap();
+    }
     vm.kill();
     vm.ended().await;
 }
