@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -95,9 +96,8 @@ fn qemu_pid(dir: &Path) -> Option<i32> {
         .find(is_ours)
 }
 
-fn kill_9(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 #[track_caller]
@@ -162,8 +162,9 @@ async fn a_vm_serves_hops_until_it_is_powered_down(system: System) {
     handshake(&mut first).await;
     drop(first);
 
-    // The guest's side ends: the hop delivers it, and the slot serves again.
-    in_guest(&vm, "kill $(pidof socat)").await;
+    // The daemon's process of a session ends (they block SIGTERM): the hop delivers it, and the slot serves again.
+    let all_but_the_oldest = "pidof nix-daemon | tr ' ' '\\n' | sort -n | tail -n +2";
+    in_guest(&vm, &format!("kill -KILL $({all_but_the_oldest})")).await;
     let mut rest = Vec::new();
     soon("the hop's end", second.stream.read_to_end(&mut rest))
         .await
@@ -198,7 +199,7 @@ async fn a_killed_qemu_ends_its_hops_and_names_the_signal() {
     let vm = boot(System::Riscv64Linux, dir.path()).await;
     let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
     handshake(&mut hop).await;
-    kill_9(qemu_pid(dir.path()).unwrap());
+    signal(qemu_pid(dir.path()).unwrap(), Signal::KILL);
     let ends = async {
         assert_eq!(hop.stream.read(&mut [0]).await.unwrap(), 0);
         vm.ended().await
@@ -219,11 +220,10 @@ async fn a_guest_that_panics_is_reported_as_such() {
     let dir = TempDir::new().unwrap();
     let vm = boot(System::Riscv64Linux, dir.path()).await;
     // The agent goes down with its guest, so there is no answer.
-    let panic = vm.run("/bin/sh", &["-c", "echo c > /proc/sysrq-trigger"], PATIENCE);
-    let end = tokio::select! {
-        end = vm.ended() => end,
-        outcome = panic => panic!("the guest lives: {outcome:?}"),
-    };
+    let _ = vm
+        .run("/bin/sh", &["-c", "echo c > /proc/sysrq-trigger"], PATIENCE)
+        .await;
+    let end = soon("the VM's end", vm.ended()).await;
     let VmExit::Died(cause) = end else {
         panic!("{end:?}")
     };
@@ -263,6 +263,66 @@ async fn a_guest_without_an_agent_is_stopped_all_the_same() {
     vm.power_down();
     assert_eq!(soon("the VM's end", vm.ended()).await, VmExit::Stopped);
     assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_qemu_that_hangs_is_killed_in_the_end() {
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.stop_grace = Duration::from_secs(2);
+    let vm = Qemu
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await
+        .unwrap();
+    signal(qemu_pid(dir.path()).unwrap(), Signal::STOP);
+    vm.power_down();
+    assert_eq!(soon("the VM's end", vm.ended()).await, VmExit::Stopped);
+    assert_nothing_is_left(dir.path());
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_its_console_fills_nothing_and_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    in_guest(
+        &vm,
+        "head -c 1200000 /dev/zero | tr '\\0' 'x' > /dev/console",
+    )
+    .await;
+    handshake(&mut soon("a hop", vm.open_hop(0)).await.unwrap()).await;
+    let sizes = ["console.log", "console.log.old"]
+        .map(|log| std::fs::metadata(dir.path().join(log)).unwrap().len());
+    assert!(sizes.iter().all(|size| *size <= 1024 * 1024), "{sizes:?}");
+    vm.kill();
+    vm.ended().await;
+}
+
+/// A daemon that says much and hangs up: nothing of it may be lost between the guest, QEMU and the hop.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_guest_sent_arrives_before_the_end() {
+    const SENT: usize = 10_000_000;
+    let dir = TempDir::new().unwrap();
+    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let talker = format!(
+        "cd /nix/var/nix/daemon-socket && mv socket silent && setsid socat \
+         UNIX-LISTEN:socket,fork 'SYSTEM:head -c {SENT} /dev/zero' >/dev/null 2>&1 & \
+         until [ -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.1; done"
+    );
+    in_guest(&vm, &talker).await;
+    for _ in 0..5 {
+        let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
+        // Nobody reads while the guest writes and hangs up, so QEMU has to hold back.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut received = Vec::new();
+        soon("the hop's end", hop.stream.read_to_end(&mut received))
+            .await
+            .unwrap();
+        assert_eq!(received.len(), SENT);
+        drop(hop);
+        soon("the slot", vm.slot_released(0)).await.unwrap();
+    }
+    vm.kill();
+    vm.ended().await;
 }
 
 #[tokio::test]
@@ -322,7 +382,10 @@ async fn an_aborted_boot_leaves_nothing() {
 #[tokio::test]
 async fn a_qemu_killed_during_boot_is_an_error_at_once() {
     let dir = TempDir::new().unwrap();
-    let error = disturbed_boot(dir.path(), |_| kill_9(qemu_pid(dir.path()).unwrap())).await;
+    let error = disturbed_boot(dir.path(), |_| {
+        signal(qemu_pid(dir.path()).unwrap(), Signal::KILL);
+    })
+    .await;
     assert!(error.contains("killed by signal 9 (SIGKILL)"), "{error}");
     assert!(error.contains("console.log"), "{error}");
     assert_nothing_is_left(dir.path());

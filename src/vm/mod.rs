@@ -74,6 +74,16 @@ pub enum VmExit {
     Died(String),
 }
 
+impl VmExit {
+    /// The end in words, to follow a colon.
+    pub fn in_words(&self) -> &str {
+        match self {
+            Self::Stopped => "it was stopped",
+            Self::Died(cause) => cause,
+        }
+    }
+}
+
 /// Starts VMs. The one seam of the program: QEMU in production, a fake in tests below the real-VM level.
 pub trait VmBackend: Send + Sync + 'static {
     /// What a started VM is handled by.

@@ -75,7 +75,7 @@ impl Port {
     pub(super) async fn released(&self) -> anyhow::Result<()> {
         tokio::select! {
             permit = self.free.acquire() => permit.map(drop).context("the port is gone"),
-            end = self.end.ended() => Err(anyhow::anyhow!("the VM has ended: {:?}", end.exit)),
+            end = self.end.ended() => Err(anyhow::anyhow!("the VM is gone: {}", end.exit.in_words())),
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
     stop,
 };
 
-/// When something about a starting QEMU fails, its death is the likely cause, and known within this time.
+/// When something about a QEMU fails, its death is the likely cause, and known within this time.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs VMs in QEMU on this machine.
@@ -80,7 +80,7 @@ impl VmBackend for Qemu {
         let failure = tokio::select! {
             biased;
             () = abort.cancelled() => BootFailure::Aborted,
-            end = machine.ended() => BootFailure::Died(cause(end.exit)),
+            end = machine.ended() => BootFailure::Died(end.exit.in_words().to_owned()),
             ready = tokio::time::timeout(spec.boot_timeout, ready) => match ready {
                 Ok(Ok(guest)) => return Ok(QemuVm {
                     machine: Arc::new(machine),
@@ -149,7 +149,7 @@ async fn give_up(spec: &VmSpec, machine: Machine, failure: BootFailure) -> BootE
     let failure = match failure {
         BootFailure::Failed(requirement, error) => {
             match within("QEMU's death", DEATH_LIMIT, machine.ended()).await {
-                Ok(end) => BootFailure::Died(cause(end.exit)),
+                Ok(end) => BootFailure::Died(end.exit.in_words().to_owned()),
                 Err(_) => BootFailure::Failed(requirement, error),
             }
         }
@@ -170,11 +170,8 @@ fn boot_error(spec: &VmSpec, failure: BootFailure, stderr: Vec<String>) -> BootE
     }
 }
 
-fn cause(exit: VmExit) -> String {
-    match exit {
-        VmExit::Died(cause) => cause,
-        VmExit::Stopped => "it was stopped".to_owned(),
-    }
+fn gone(exit: &VmExit) -> anyhow::Error {
+    anyhow::anyhow!("the VM is gone: {}", exit.in_words())
 }
 
 impl QemuVm {
@@ -194,7 +191,7 @@ impl QemuVm {
 
     fn port(&self, slot: u32) -> anyhow::Result<&Arc<Port>> {
         if let Some(exit) = self.machine.end_watch().so_far() {
-            anyhow::bail!("the VM is gone: {}", cause(exit));
+            return Err(gone(&exit));
         }
         let index = usize::try_from(slot)?;
         self.guest
@@ -206,7 +203,13 @@ impl QemuVm {
 
 impl RunningVm for QemuVm {
     async fn open_hop(&self, slot: u32) -> anyhow::Result<Hop> {
-        self.port(slot)?.open_hop().await
+        match self.port(slot)?.open_hop().await {
+            Ok(hop) => Ok(hop),
+            Err(error) => match within("QEMU's death", DEATH_LIMIT, self.machine.ended()).await {
+                Ok(end) => Err(gone(&end.exit)),
+                Err(_) => Err(error),
+            },
+        }
     }
 
     async fn slot_released(&self, slot: u32) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ impl Qmp {
         );
         greeting.await.with_context(|| {
             format!(
-                "QEMU accepts connections on `{}` but hangs",
+                "QEMU accepts connections on `{}` but does not greet: it hangs, or serves another client",
                 socket.display()
             )
         })?
