@@ -44,16 +44,15 @@ impl<'a> Nix<'a> {
                 "build-users-group",
                 "",
             ])
-            // Local builds only serve to compare with.
+            // For the local builds that the remote ones are compared with: this machine's shell.
+            .args(["--option", "sandbox-paths", &host_paths()])
             .args([
-                "--option",
-                "sandbox",
-                "false",
                 "--no-out-link",
                 "--builders",
                 &self.machines,
+                "-E",
+                expression,
             ])
-            .args(["-E", expression])
             .env("NIX_SSHOPTS", format!("-F {}", ssh_config.display()))
             .env("NIX_CONF_DIR", self.installation.path())
             .env("HOME", self.installation.path())
@@ -92,6 +91,14 @@ impl<'a> Nix<'a> {
             .unwrap();
         Running { child, log }
     }
+}
+
+/// The folders that have this machine's /bin/sh and what it needs.
+fn host_paths() -> String {
+    let there = ["/bin", "/usr", "/lib", "/lib64"]
+        .into_iter()
+        .filter(|path| fs::exists(path).unwrap());
+    there.collect::<Vec<_>>().join(" ")
 }
 
 struct Running {

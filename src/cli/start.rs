@@ -20,7 +20,11 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     let socket = context.paths.control_socket();
     match Client::connect(&socket).await {
         Err(ControlError::NotRunning { .. }) => {}
-        reached => return note_version(context, reached?),
+        reached => {
+            let (client, info) = reached?;
+            note_version(context, &info);
+            return Ok((client, info));
+        }
     }
     start(context).await?;
     let (client, info) = Client::connect(&socket).await?;
@@ -31,7 +35,7 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     Ok((client, info))
 }
 
-fn note_version(context: &Context, (client, info): (Client, Info)) -> Result<(Client, Info)> {
+fn note_version(context: &Context, info: &Info) {
     let own = env!("CARGO_PKG_VERSION");
     if info.version != own {
         context.printer.warn(&format!(
@@ -39,7 +43,6 @@ fn note_version(context: &Context, (client, info): (Client, Info)) -> Result<(Cl
             info.version
         ));
     }
-    Ok((client, info))
 }
 
 /// Starts `xpool serve` in the background and returns when it serves.

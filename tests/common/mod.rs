@@ -1,6 +1,11 @@
 //! What the tests share: an xpool of their own, started and looked at as a user does it.
 
-#![allow(dead_code, reason = "not every test needs everything")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by tests that each need a part of it"
+)]
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -151,7 +156,7 @@ impl Installation {
         let is_ours = |pid: &u32| {
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).into_owned();
-            command.starts_with("/")
+            command.starts_with('/')
                 && command.contains("qemu-system-")
                 && command.contains(&needle)
         };
