@@ -262,7 +262,7 @@ fn machines_are_data_that_nix_can_read() {
     assert_snapshot!(installation.ok(&["machines", "--format", "nix-conf"]), @r"
     # Build machines of xpool; a file that is missing is no error.
     builders = @[DIR]/state/machines
-    # The guests have the network's worst place: let this machine fetch and hand over.
+    # This machine fetches faster than an emulated one: it fetches and hands over.
     builders-use-substitutes = false
     ");
 }

@@ -38,6 +38,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 #[expect(clippy::doc_markdown, reason = "read as help, not as documentation")]
 struct Global {
     /// Configuration file [default: xpool/xpool.toml in $XDG_CONFIG_HOME; may be missing]

@@ -54,7 +54,7 @@ pub fn nix_conf(machines: &Path) -> String {
     format!(
         "# Build machines of xpool; a file that is missing is no error.\n\
          builders = @{}\n\
-         # The guests have the network's worst place: let this machine fetch and hand over.\n\
+         # This machine fetches faster than an emulated one: it fetches and hands over.\n\
          builders-use-substitutes = false\n",
         machines.display()
     )
@@ -165,7 +165,7 @@ mod tests {
         insta::assert_snapshot!(nix_conf(Path::new("/state/machines")), @r"
         # Build machines of xpool; a file that is missing is no error.
         builders = @/state/machines
-        # The guests have the network's worst place: let this machine fetch and hand over.
+        # This machine fetches faster than an emulated one: it fetches and hands over.
         builders-use-substitutes = false
         ");
     }
