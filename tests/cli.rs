@@ -32,7 +32,7 @@ fn put_image(installation: &Installation, contract: u32) -> std::path::PathBuf {
         format!(r#"{{ "name": "{name}", "size": 3, "sha256": "{abc}" }}"#)
     };
     let manifest = format!(
-        r#"{{ "contract": {contract}, "system": "riscv64-linux", "kind": "portable", "nix-version": "2.26.3",
+        r#"{{ "contract": {contract}, "system": "riscv64-linux", "kind": "portable", "recipe": "", "nix-version": "2.26.3",
             "kernel-version": "6.12", "cmdline": "", "kernel": {}, "initrd": {}, "disk": {} }}"#,
         file("kernel"),
         file("initrd"),

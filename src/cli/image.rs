@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, parse_system};
-use crate::image::manifest::Manifest;
+use crate::image::manifest::{ImageKind, Manifest};
 use crate::image::store::{ImageError, ImageStore};
 use crate::image::{Image, build};
 use crate::nix::System;
@@ -60,20 +60,27 @@ fn store(context: &Context) -> ImageStore {
 }
 
 async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
-    let present = check(context, args.system).await;
-    match present {
-        Ok(image) if !args.force => {
+    match check(context, args.system).await {
+        Ok(image) if is_current(&image) && !args.force => {
             let dir = image.dir.display();
-            context.printer.done(
-                "Present",
-                &format!("image {}, verified: `{dir}`", args.system),
-            );
+            let what = format!("image {}, verified: `{dir}`", args.system);
+            context.printer.done("Present", &what);
             return Ok(());
+        }
+        Ok(image) if !is_current(&image) => {
+            context
+                .printer
+                .say("the image was made by another version of xpool; making a new one");
         }
         Ok(_) | Err(ImageError::Missing(_)) => {}
         Err(error) => context.printer.warn(&format!("{error}; making a new one")),
     }
     make(context, args.system).await.map(drop)
+}
+
+/// Whether a build would make the same image; one of another kind is somebody's own and stays.
+fn is_current(image: &Image) -> bool {
+    image.manifest.kind != ImageKind::Portable || image.manifest.recipe == build::recipe()
 }
 
 /// The image in use for a system, every byte of it verified.

@@ -153,6 +153,15 @@ async fn lock(
     }
 }
 
+/// SHA-256 of the files that a portable image is made by.
+pub fn recipe() -> String {
+    let text: Vec<String> = SOURCES
+        .iter()
+        .map(|(name, content)| format!("{name} {}\n{content}", content.len()))
+        .collect();
+    digest::of_bytes(text.concat().as_bytes())
+}
+
 fn leftover_prefix(system: System) -> String {
     format!(".build-{system}-")
 }
@@ -291,6 +300,7 @@ fn make_manifest(out: &Path, system: System) -> Result<Manifest> {
         contract: CONTRACT,
         system,
         kind: ImageKind::Portable,
+        recipe: recipe(),
         nix_version: fact("NIX_VERSION")?,
         kernel_version: fact("KERNEL_VERSION")?,
         cmdline: fact("CMDLINE")?,

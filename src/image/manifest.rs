@@ -39,6 +39,8 @@ pub struct Manifest {
     pub system: System,
     /// How it was made.
     pub kind: ImageKind,
+    /// What it was made by: SHA-256 of the recipe's files. Another one does not harm; a build makes the image anew.
+    pub recipe: String,
     /// Version of the nix-daemon inside.
     pub nix_version: String,
     /// Version of the kernel inside, as `uname -r` prints it.

@@ -227,6 +227,7 @@ mod tests {
             contract: CONTRACT,
             system: SYSTEM,
             kind: ImageKind::Portable,
+            recipe: String::new(),
             nix_version: "2.26.3".to_owned(),
             kernel_version: "6.12.1".to_owned(),
             cmdline: "root=/dev/vda".to_owned(),

@@ -113,6 +113,7 @@ fn spec(name: &str) -> VmSpec {
         contract: 1,
         system: SYSTEM,
         kind: ImageKind::Portable,
+        recipe: String::new(),
         nix_version: "2.26.3".to_owned(),
         kernel_version: "6.12".to_owned(),
         cmdline: String::new(),
