@@ -26,6 +26,7 @@ fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
         contract: 1,
         system,
         kind: ImageKind::Portable,
+        recipe: String::new(),
         nix_version: String::new(),
         kernel_version: String::new(),
         cmdline: "quiet".to_owned(),
