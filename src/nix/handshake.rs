@@ -8,9 +8,9 @@ use super::stderr;
 use super::wire::{Reader, Version, WireError, put_number, put_string};
 
 /// The first word of a client: `nixc`.
-const CLIENT_MAGIC: u64 = 0x6e69_7863;
+pub const CLIENT_MAGIC: u64 = 0x6e69_7863;
 /// The first word of a server: `dxio`.
-const SERVER_MAGIC: u64 = 0x6478_696f;
+pub const SERVER_MAGIC: u64 = 0x6478_696f;
 /// "The server trusts you", since 1.35.
 const TRUSTED: u64 = 1;
 /// The longest string in a handshake that is believed, in bytes: a Nix version or an error message.

@@ -9,10 +9,7 @@ use super::agent::Agent;
 use super::hop::Hop;
 use super::port::SessionFailed;
 use super::wait::{Pace, within};
-
-/// What `nix-daemon`'s clients say first, and what it answers.
-const CLIENT_MAGIC: u64 = 0x6e69_7863;
-const DAEMON_MAGIC: u64 = 0x6478_696f;
+use crate::nix::handshake::{CLIENT_MAGIC, SERVER_MAGIC};
 
 /// A daemon that runs answers at once; its first start reads a few MB from the disk.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -87,7 +84,7 @@ async fn greet(hop: Hop) -> std::io::Result<()> {
     let mut stream = hop.stream;
     stream.write_all(&CLIENT_MAGIC.to_le_bytes()).await?;
     let magic = stream.read_u64_le().await?;
-    if magic != DAEMON_MAGIC {
+    if magic != SERVER_MAGIC {
         return Err(std::io::Error::other(format!("it answered {magic:#x}")));
     }
     stream.read_u64_le().await.map(drop)
