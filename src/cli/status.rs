@@ -53,13 +53,7 @@ fn text(info: &Info, status: &Status) -> String {
         head,
         render(["SYSTEM", "STATE", "VMS", "BUSY", "WAITING"], &pools),
     ];
-    let failures = status
-        .systems
-        .iter()
-        .filter_map(|system| Some((system.system, system.start_failure.as_ref()?)));
-    parts.extend(
-        failures.map(|(system, failure)| format!("the last start for {system} failed: {failure}")),
-    );
+    parts.extend(status.systems.iter().filter_map(failure));
     if !vms.is_empty() {
         parts.push(render(["VM", "STATE", "AGE", "BOOT", "DOES"], &vms));
     }
@@ -67,6 +61,19 @@ fn text(info: &Info, status: &Status) -> String {
         parts.push(render(["SESSION", "SLOT", "VM", "AGE", "DOES"], &sessions));
     }
     parts.join("\n\n")
+}
+
+/// Why a pool has no VM, where starts fail.
+fn failure(system: &SystemStatus) -> Option<String> {
+    let reason = system.start_failure.as_ref()?;
+    let times = match system.start_failures {
+        1 => "once".to_owned(),
+        n => format!("{n} times in a row"),
+    };
+    let next = system.retry_in_s.map_or(String::new(), |seconds| {
+        format!("\nnext start in {}", age(seconds))
+    });
+    Some(format!("{} failed {times}: {reason}{next}", system.system))
 }
 
 fn pool_row(system: &SystemStatus) -> [String; 5] {
@@ -79,7 +86,7 @@ fn pool_row(system: &SystemStatus) -> [String; 5] {
     let state = match (system.mode, system.vms.is_empty(), &system.start_failure) {
         (Mode::Draining, true, _) => "down".to_owned(),
         (Mode::Draining, false, _) => "draining".to_owned(),
-        (Mode::Open, _, Some(_)) => format!("failing ({} times)", system.start_failures),
+        (Mode::Open, _, Some(_)) => "failing".to_owned(),
         (Mode::Open, _, None) => "open".to_owned(),
     };
     let vms = format!("{} of {}", system.vms.len(), system.max_vms);
@@ -126,6 +133,23 @@ fn session_row(session: &SessionView) -> [String; 5] {
 mod tests {
     use super::*;
     use crate::nix::System;
+
+    #[test]
+    fn status_says_why_starts_fail() {
+        let system = SystemStatus {
+            system: System::Riscv64Linux,
+            mode: Mode::Open,
+            max_vms: 1,
+            vms: Vec::new(),
+            sessions: Vec::new(),
+            start_failures: 2,
+            start_failure: Some("no agent".to_owned()),
+            retry_in_s: Some(15),
+        };
+        let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
+        assert_eq!(failure(&system).unwrap(), expected);
+        assert_eq!(pool_row(&system)[1], "failing");
+    }
 
     #[test]
     fn status_shows_pools_vms_and_sessions() {

@@ -1,0 +1,102 @@
+//! Making images for real, out of Debian packages. `scripts/test` installs what it needs and runs it.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::process::Stdio;
+
+use common::{Installation, ended, signal};
+
+/// What is in the folder of images, but for the empty files that keep two builds apart.
+fn contents(installation: &Installation) -> Vec<String> {
+    let entries = fs::read_dir(installation.cache().join("images")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != ".riscv64-linux.lock").collect()
+}
+
+/// Processes that have a text in their arguments.
+fn processes_with(text: &str) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let commands = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    commands
+        .filter(|command| String::from_utf8_lossy(command).contains(text))
+        .count()
+}
+
+fn interrupted_by(name: &str) {
+    let installation = Installation::new("");
+    let log = installation.path().join("build.log");
+    let mut build = installation
+        .command(&["image", "build", "riscv64"])
+        .stderr(fs::File::create(&log).unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let said = || fs::read_to_string(&log).unwrap();
+    installation.until("packages are being unpacked", || {
+        said().contains("fetching and unpacking") && processes_with("mmdebstrap") > 0
+    });
+    signal(build.id(), name);
+    assert_eq!(ended(&mut build), Some(1), "{}", said());
+    assert!(
+        said().ends_with("interrupted; nothing was left behind\n"),
+        "{}",
+        said()
+    );
+    assert_eq!(contents(&installation), [""; 0]);
+    let folder = installation.path().to_str().unwrap();
+    assert_eq!(processes_with(folder), 0, "a process of the build lives on");
+}
+
+#[test]
+fn a_build_that_is_interrupted_leaves_nothing() {
+    interrupted_by("INT");
+}
+
+#[test]
+fn a_build_that_is_terminated_leaves_nothing() {
+    interrupted_by("TERM");
+}
+
+#[test]
+fn a_build_that_was_killed_is_tidied_up_by_the_next_one() {
+    let installation = Installation::new("");
+    let images = installation.cache().join("images");
+    // As a kill in the middle leaves it.
+    fs::create_dir_all(images.join(".build-riscv64-linux-x1y2z3/out")).unwrap();
+    fs::write(
+        images.join(".build-riscv64-linux-x1y2z3/out/disk.qcow2"),
+        "half",
+    )
+    .unwrap();
+    let said = installation.run(&["image", "build", "riscv64"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let names = contents(&installation);
+    assert_eq!(names.len(), 2, "an image and a link to it: {names:?}");
+    installation.ok(&["image", "verify", "riscv64"]);
+}
+
+#[test]
+fn a_build_does_nothing_where_a_good_image_is_present() {
+    let installation = Installation::with_real_images("");
+    let link = installation.cache().join("images/riscv64-linux");
+    let before = (
+        fs::canonicalize(&link).unwrap(),
+        fs::symlink_metadata(&link).unwrap().modified().unwrap(),
+    );
+    let said = installation.run(&["image", "build", "riscv64"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(
+        said.stderr
+            .contains("Present image riscv64-linux, verified"),
+        "{}",
+        said.stderr
+    );
+    let after = (
+        fs::canonicalize(&link).unwrap(),
+        fs::symlink_metadata(&link).unwrap().modified().unwrap(),
+    );
+    assert_eq!(before, after);
+}
