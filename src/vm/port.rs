@@ -116,7 +116,7 @@ impl Port {
     /// Resolves when the session has opened the port, and fails if it ended instead.
     async fn opened(&self, session: GuestPid) -> anyhow::Result<()> {
         let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(200));
-        let mut looks = 0_u32;
+        let (mut news, mut looks) = (self.news(), 0_u32);
         while !self.is_open().await? {
             looks += 1;
             // Asking the agent costs the guest something, and sessions hardly ever fail.
@@ -125,7 +125,7 @@ impl Port {
             {
                 return Err(SessionFailed::new(&output).into());
             }
-            self.heard_or(&mut pace).await;
+            heard_or(&mut news, &mut pace).await;
         }
         Ok(())
     }
@@ -172,17 +172,17 @@ impl Port {
     /// Resolves when the guest has closed the port while a hop used it.
     async fn closed_by_guest(&self) {
         let mut pace = Pace::new(Duration::from_millis(20), Duration::from_millis(500));
+        let mut news = self.news();
         let looking = async {
             while self.is_open_or_unknown().await {
-                self.heard_or(&mut pace).await;
+                heard_or(&mut news, &mut pace).await;
             }
         };
         if tokio::time::timeout(WATCHED_FOR, looking).await.is_ok() {
             return;
         }
-        let mut heard = self.heard.clone();
         while self.is_open_or_unknown().await {
-            if heard.changed().await.is_err() {
+            if news.changed().await.is_err() {
                 // No monitor any more: the end of QEMU's socket has to do.
                 std::future::pending::<()>().await;
             }
@@ -192,23 +192,18 @@ impl Port {
     /// Resolves when the port is closed, or nobody can tell.
     async fn closed(&self) {
         let mut pace = Pace::new(Duration::from_millis(10), Duration::from_millis(250));
+        let mut news = self.news();
         while self.is_open().await.unwrap_or(false) {
-            self.heard_or(&mut pace).await;
+            heard_or(&mut news, &mut pace).await;
         }
     }
 
-    /// Lets a moment pass, a shorter one if there is news of the port.
-    async fn heard_or(&self, pace: &mut Pace) {
-        let mut heard = self.heard.clone();
-        let news = async {
-            if heard.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            () = news => {}
-            () = pace.pause() => {}
-        }
+    /// What is heard of the port from now on. Taken before the first look at its state, so that nothing is missed between
+    /// the look and the wait; what was heard before counts as known, or each wait would end at once.
+    fn news(&self) -> watch::Receiver<u64> {
+        let mut news = self.heard.clone();
+        news.mark_unchanged();
+        news
     }
 
     async fn is_open_or_unknown(&self) -> bool {
@@ -224,6 +219,19 @@ impl Port {
     }
 }
 
+/// Lets a moment pass, a shorter one if there is news of the port.
+async fn heard_or(news: &mut watch::Receiver<u64>, pace: &mut Pace) {
+    let heard = async {
+        if news.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = heard => {}
+        () = pace.pause() => {}
+    }
+}
+
 /// A session ended before it had opened its port; so does one that finds no nix-daemon.
 #[derive(Debug, thiserror::Error)]
 #[error("`{SESSION_PROGRAM} session` ended in the guest: {said}")]
@@ -236,5 +244,31 @@ impl SessionFailed {
         Self {
             said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn news_shortens_one_wait_and_not_those_after_it() {
+        let (tell, heard) = watch::channel(0);
+        let port_news = || {
+            let mut news = heard.clone();
+            news.mark_unchanged();
+            news
+        };
+        // Heard long before anybody waits.
+        tell.send_modify(|count| *count += 1);
+        let (mut news, mut pace) = (port_news(), Pace::new(WATCHED_FOR, WATCHED_FOR));
+        let since = Instant::now();
+        tell.send_modify(|count| *count += 1);
+        heard_or(&mut news, &mut pace).await;
+        assert_eq!(since.elapsed(), Duration::ZERO);
+        heard_or(&mut news, &mut pace).await;
+        assert_eq!(since.elapsed(), WATCHED_FOR);
     }
 }
