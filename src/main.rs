@@ -7,13 +7,25 @@ use xpool::cli::{Cli, Problem};
 use xpool::logging;
 use xpool::output::Printer;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::start(cli.log_level());
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    logging::start(cli.log_level(), no_colour);
     let printer = Printer::new(no_colour);
-    match cli.run(printer).await {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            printer.error(&format!("starting threads: {error}"), &[]);
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(cli.run(printer));
+    // A thread may still wait for a lock that somebody else holds; nobody waits for that any more.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let problem = Problem::of(&error);

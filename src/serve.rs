@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio::net::{TcpListener, UnixListener};
@@ -17,7 +17,7 @@ use crate::control::{self, Info};
 use crate::gateway::keys::GatewayKeys;
 use crate::gateway::{self, GatewayConfig, Limits, Slot};
 use crate::image::Image;
-use crate::image::store::ImageStore;
+use crate::image::store::{ImageError, ImageStore};
 use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
@@ -37,6 +37,9 @@ pub struct CannotListen {
     /// Why not.
     pub source: std::io::Error,
 }
+
+/// How long the last answers of the control API may take.
+const CONTROL_END: Duration = Duration::from_secs(5);
 
 /// Runs the manager until `shutdown`; `ready` is called when it serves.
 pub async fn run(
@@ -87,7 +90,12 @@ pub async fn run(
     info!("every VM is gone");
     end.cancel();
     gateway.await?.context("the gateway")?;
-    control.await?.context("the control API")?;
+    // A caller that does not read what it asked for does not keep the manager alive.
+    if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
+        served?.context("the control API")?;
+    }
+    // Another manager cannot have made it: the lock is still held.
+    let _ = std::fs::remove_file(paths.control_socket());
     Ok(())
 }
 
@@ -183,13 +191,14 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
         // The manager calls this on a thread that may wait.
         Handle::current().block_on(host::check_qemu(&qemu))?;
+        forget_old_console(&paths, name);
         Ok(VmSpec {
             name: name.to_owned(),
             profile: pool.profile.clone(),
             accel: host::accel_for(system),
             qemu,
             qemu_img: host::find_program("qemu-img", &config.search_path)?,
-            image: images.current(system)?,
+            image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
             private_parent: paths.vms(),
@@ -204,6 +213,36 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         console_log: Arc::new(move |name| log_paths.console_log(name)),
     }
 }
+
+/// An image that cannot be used, with what to do about it: for a session, which sees one text.
+fn with_hint(error: anyhow::Error) -> anyhow::Error {
+    match error
+        .downcast_ref::<ImageError>()
+        .and_then(ImageError::hint)
+    {
+        Some(hint) => anyhow::anyhow!("{error}; {hint}"),
+        None => error,
+    }
+}
+
+/// Removes the console log of the VM that is so far back that nobody looks for it any more, so that there are always few.
+fn forget_old_console(paths: &Paths, name: &str) {
+    let Some((cpu, number)) = name.rsplit_once('-') else {
+        return;
+    };
+    let old = number
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_sub(CONSOLE_LOGS));
+    let Some(old) = old else { return };
+    let log = paths.console_log(&format!("{cpu}-{old}"));
+    // There may be none.
+    let _ = std::fs::remove_file(log.with_extension("log.old"));
+    let _ = std::fs::remove_file(log);
+}
+
+/// Console logs that are kept of a system's VMs.
+const CONSOLE_LOGS: u32 = 50;
 
 /// Images, of which every byte is read once per manager and again when a file has changed.
 struct VerifiedImages {

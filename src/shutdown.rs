@@ -12,17 +12,19 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Turns SIGTERM and SIGINT into the wishes: the first into one, the second into the other.
+    /// Turns SIGTERM, SIGINT and SIGHUP (a closed terminal) into the wishes: the first into one, the second into the other.
     pub fn on_signals(&self) -> std::io::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let shutdown = self.clone();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
+                    _ = hangup.recv() => {}
                 }
                 if shutdown.drain.is_cancelled() {
                     shutdown.now.cancel();

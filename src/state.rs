@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 
 use crate::paths::Paths;
@@ -32,6 +32,13 @@ pub struct StateOfOther {
 
 /// Makes the state folder and what is in it, for this user's eyes only.
 pub fn prepare(paths: &Paths) -> Result<()> {
+    let text = paths.state().to_string_lossy();
+    if text.contains(char::is_whitespace) {
+        // Nix takes machines lines and NIX_SSHOPTS apart at white space.
+        bail!(
+            "the state folder `{text}` has white space in its name, which Nix cannot read; name another one with `--state-dir`"
+        );
+    }
     for dir in [paths.state().to_owned(), paths.logs(), paths.vms()] {
         DirBuilder::new()
             .recursive(true)
@@ -84,6 +91,18 @@ impl StateLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .with_context(|| format!("writing `{}`", path.display()))?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Makes way for a new log: what is there becomes `<name>.old`.
+pub fn set_aside(log: &Path) -> Result<()> {
+    let mut old = log.as_os_str().to_owned();
+    old.push(".old");
+    match std::fs::rename(log, &old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("renaming `{}`", log.display()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -238,6 +238,7 @@ fn more_vms_than_allowed_are_refused() {
     let said = installation.run(&["up", "riscv64", "--count", "3"]);
     assert_eq!(said.code, Some(1));
     let last = said.stderr.lines().last().unwrap();
+    assert!(is_untouched(&installation), "a manager was started");
     assert_snapshot!(last, @"error: 3 VMs are more than `max-vms` allows, which is 2 for riscv64-linux");
 }
 
@@ -276,6 +277,7 @@ fn a_manager_that_ends_leaves_no_socket_and_no_machines() {
     serving.signal("TERM");
     assert_eq!(serving.ended(), Some(0));
     assert!(!state.join("machines").exists(), "Nix still sees machines");
+    assert!(!state.join("control.sock").exists());
     assert_eq!(installation.run(&["status"]).code, Some(69));
 }
 

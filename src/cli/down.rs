@@ -1,11 +1,10 @@
 //! `xpool down`.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::start::MANAGER_END;
 use super::{Context, parse_system};
 use crate::control::TakeDown;
 use crate::control::client::{Client, ControlError};
@@ -14,9 +13,6 @@ use crate::nix::System;
 use crate::output::progress::Progress;
 use crate::pool::Down;
 use crate::state;
-
-/// How long a manager without VMs may take to end: it has only sockets to close.
-const MANAGER_END: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
@@ -58,7 +54,7 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
     Ok(())
 }
 
-/// Asks for it, shows what it waits for, and on Ctrl-C asks again not to wait.
+/// Asks for it and shows what it waits for; on Ctrl-C asks again not to wait, and on another one gives up.
 async fn take_down(
     client: &Client,
     system: Option<System>,
@@ -68,41 +64,40 @@ async fn take_down(
     let mut interrupt = signal(SignalKind::interrupt()).context("listening to Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening to signals")?;
     let mut changes = client.watch().await?;
-    let wish = TakeDown { system, how };
-    let mut done = std::pin::pin!(client.down(&wish));
     let mut watching = true;
-    let mut asked_twice = how == Down::Now;
+    let mut asked = how;
+    let mut answer = Box::pin(ask(client, system, how));
     loop {
         tokio::select! {
-            result = &mut done => match result {
-                // A manager that is told to end may do so before its answer is out.
-                Err(ControlError::Lost(_)) if system.is_none() => return Ok(()),
-                result => return Ok(result?),
-            },
+            result = &mut answer => return result,
             change = changes.next(), if watching => match change? {
                 Some(status) => progress.step(&waits_for(&status, system)),
                 None => watching = false,
             },
-            _ = interrupt.recv(), if !asked_twice => asked_twice = true,
-            _ = terminate.recv(), if !asked_twice => asked_twice = true,
+            _ = interrupt.recv() => asked = again(asked)?,
+            _ = terminate.recv() => asked = again(asked)?,
         }
-        if asked_twice && how != Down::Now {
+        if asked != how && watching {
+            watching = false;
             progress.step("not waiting for builds any more");
-            return now(client, system).await;
+            answer = Box::pin(ask(client, system, Down::Now));
         }
     }
 }
 
-async fn now(client: &Client, system: Option<System>) -> Result<()> {
-    match client
-        .down(&TakeDown {
-            system,
-            how: Down::Now,
-        })
-        .await
-    {
+/// What a signal asks for, after what was asked for before.
+fn again(asked: Down) -> Result<Down> {
+    match asked {
+        Down::Drain => Ok(Down::Now),
+        Down::Now => bail!("interrupted; the manager goes on stopping"),
+    }
+}
+
+async fn ask(client: &Client, system: Option<System>, how: Down) -> Result<()> {
+    match client.down(&TakeDown { system, how }).await {
+        // A manager that is told to end may do so before its answer is out.
         Err(ControlError::Lost(_) | ControlError::NotRunning { .. }) if system.is_none() => Ok(()),
-        Err(error) => bail!(error),
+        Err(error) => Err(error.into()),
         Ok(()) => Ok(()),
     }
 }

@@ -75,7 +75,9 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
         Ok(_) | Err(ImageError::Missing(_)) => {}
         Err(error) => context.printer.warn(&format!("{error}; making a new one")),
     }
-    make(context, args.system).await.map(drop)
+    make(context, args.system, &cancel_on_signals()?)
+        .await
+        .map(drop)
 }
 
 /// Whether a build would make the same image; one of another kind is somebody's own and stays.
@@ -96,13 +98,16 @@ pub(super) async fn check(context: &Context, system: System) -> Result<Image, Im
     Ok(image)
 }
 
-/// Makes an image, with progress; Ctrl-C ends it with nothing left behind.
-pub(super) async fn make(context: &Context, system: System) -> Result<Image> {
+/// Makes an image, with progress; cancelling ends it with nothing left behind.
+pub(super) async fn make(
+    context: &Context,
+    system: System,
+    cancel: &CancellationToken,
+) -> Result<Image> {
     let progress = Progress::new(context.printer, "Building", &format!("image {system}"));
-    let cancel = cancel_on_signals()?;
     let log = context.paths.image_build_log(system);
     let step = |step: &str| progress.step(step);
-    let image = build::build(&store(context), system, &log, &step, &cancel)
+    let image = build::build(&store(context), system, &log, &step, cancel)
         .await
         .with_context(|| format!("building the image for {system}"))?;
     progress.finish(
@@ -112,8 +117,8 @@ pub(super) async fn make(context: &Context, system: System) -> Result<Image> {
     Ok(image)
 }
 
-/// A token that the first SIGINT or SIGTERM cancels.
-fn cancel_on_signals() -> Result<CancellationToken> {
+/// A token that the first signal to end cancels.
+pub(super) fn cancel_on_signals() -> Result<CancellationToken> {
     let shutdown = crate::shutdown::Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
     Ok(shutdown.drain)

@@ -82,7 +82,7 @@ async fn copy_new(file: &mut tokio::fs::File, printer: Printer) -> Result<()> {
         if n == 0 {
             return Ok(());
         }
-        printer.bytes(&buffer[..n]);
+        printer.log(&buffer[..n]);
     }
 }
 

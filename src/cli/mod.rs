@@ -12,7 +12,7 @@ mod up;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 pub use problem::Problem;
@@ -73,6 +73,23 @@ struct Global {
     verbose: u8,
 }
 
+impl Global {
+    fn named(&self) -> Vec<String> {
+        let given = [
+            ("--config", &self.config),
+            ("--state-dir", &self.state_dir),
+            ("--cache-dir", &self.cache_dir),
+        ];
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let flags = given
+            .into_iter()
+            .filter_map(|(flag, path)| Some((flag, absolute(path.as_ref()?))));
+        flags
+            .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
+            .collect()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Have VMs of a system running: make the image if there is none, start the manager and the VMs
@@ -97,13 +114,32 @@ struct Context {
     printer: Printer,
     paths: Paths,
     verbose: u8,
-    /// As given, to hand it on to a manager in the background.
-    config_file: Option<PathBuf>,
+    /// The folders and files that were named, as arguments: for a manager in the background, and for commands to copy.
+    named: Vec<String>,
 }
 
 impl Context {
     fn config(&self) -> Result<Config> {
         Ok(Config::load(&self.paths, &Host::this())?)
+    }
+
+    /// This program as it was called, for a command that can be copied: with a path where PATH does not lead to it.
+    fn own_command(&self) -> Result<String> {
+        let own = std::env::current_exe().context("finding xpool's own program")?;
+        let search_path = Host::this().search_path;
+        let found = std::env::split_paths(&search_path)
+            .map(|dir| dir.join("xpool"))
+            .find(|path| path.is_file());
+        let is_found = found.is_some_and(|path| path.canonicalize().is_ok_and(|path| path == own));
+        let program = if is_found {
+            "xpool".to_owned()
+        } else {
+            own.display().to_string()
+        };
+        Ok(std::iter::once(program)
+            .chain(self.named.iter().cloned())
+            .collect::<Vec<_>>()
+            .join(" "))
     }
 }
 
@@ -120,18 +156,19 @@ impl Cli {
 
     /// Runs the command.
     pub async fn run(self, printer: Printer) -> Result<()> {
+        let named = self.global.named();
         let Global {
             config,
             state_dir,
             cache_dir,
             verbose,
         } = self.global;
-        let paths = Paths::new(config.clone(), state_dir, cache_dir)?;
+        let paths = Paths::new(config, state_dir, cache_dir)?;
         let context = Context {
             printer,
             paths,
             verbose,
-            config_file: config,
+            named,
         };
         match self.command {
             Command::Up(args) => up::run(&context, &args).await,

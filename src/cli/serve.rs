@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::Context;
+use crate::nix::System;
 use crate::serve;
 use crate::shutdown::Shutdown;
 
@@ -24,16 +25,17 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     let config = context.config()?;
     let shutdown = Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
-    let printer = context.printer;
-    serve::run(config, &context.paths, shutdown, |info| {
-        if args.background {
+    let (printer, background) = (context.printer, args.background);
+    let next_steps = super::up::next_steps(context, System::Riscv64Linux)?;
+    serve::run(config, &context.paths, shutdown, move |info| {
+        if background {
             printer.data(READY);
         } else {
             printer.done(
                 "Serving",
                 &format!("gateway on {}; Ctrl-C ends it", info.gateway),
             );
-            printer.say(&super::up::next_steps(context, None));
+            printer.say(&next_steps);
         }
     })
     .await

@@ -1,6 +1,7 @@
 //! Reaching the manager, and starting one in the background where none runs.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -12,11 +13,20 @@ use crate::control::Info;
 use crate::control::client::{Client, ControlError};
 use crate::state;
 
+/// How long a manager may take to serve: it ends what an earlier one left, makes keys, and opens two sockets.
+const START: Duration = Duration::from_secs(60);
+
+/// How long a manager without VMs may take to end: it has only sockets to close.
+pub(super) const MANAGER_END: Duration = Duration::from_secs(15);
+
 /// The manager that runs, or one that is started now.
 pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     state::prepare(&context.paths)?;
     // One command starts it; another that comes at the same moment finds it running.
-    let _lock = state::wait_for_lock(context.paths.start_lock()).await?;
+    let lock = tokio::time::timeout(START, state::wait_for_lock(context.paths.start_lock())).await;
+    let _lock = lock.map_err(|_| {
+        anyhow::anyhow!("another `xpool up` is starting the manager and does not end")
+    })??;
     let socket = context.paths.control_socket();
     match Client::connect(&socket).await {
         Err(ControlError::NotRunning { .. }) => {}
@@ -26,6 +36,12 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
             return Ok((client, info));
         }
     }
+    // One that is just ending has closed its socket and still holds its lock.
+    let ending = state::wait_for_lock(context.paths.lock());
+    let ended = tokio::time::timeout(MANAGER_END, ending).await;
+    drop(ended.map_err(|_| {
+        anyhow::anyhow!("another manager holds its lock and does not answer; see `xpool logs`")
+    })??);
     start(context).await?;
     let (client, info) = Client::connect(&socket).await?;
     context.printer.done(
@@ -48,18 +64,14 @@ fn note_version(context: &Context, info: &Info) {
 /// Starts `xpool serve` in the background and returns when it serves.
 async fn start(context: &Context) -> Result<()> {
     let log = context.paths.manager_log();
-    let log_file =
-        std::fs::File::create(&log).with_context(|| format!("creating `{}`", log.display()))?;
+    let log_file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("creating `{}`", log.display()))?;
     let program = std::env::current_exe().context("finding xpool's own program")?;
     let mut command = Command::new(program);
-    if let Some(config) = &context.config_file {
-        command.arg("--config").arg(std::path::absolute(config)?);
-    }
-    command
-        .arg("--state-dir")
-        .arg(context.paths.state())
-        .arg("--cache-dir")
-        .arg(context.paths.cache());
+    command.args(&context.named);
     command.args(std::iter::repeat_n("-v", context.verbose.into()));
     command.args(["serve", "--background"]);
     command
@@ -70,7 +82,14 @@ async fn start(context: &Context) -> Result<()> {
     let mut child = command.spawn().context("starting `xpool serve`")?;
     let stdout = child.stdout.take().context("the manager's output")?;
     // Ends with the word, or with the manager.
-    let first = BufReader::new(stdout).lines().next_line().await?;
+    let mut lines = BufReader::new(stdout).lines();
+    let first = tokio::time::timeout(START, lines.next_line()).await;
+    let first = first.map_err(|_| {
+        anyhow::anyhow!(
+            "the manager does not come to serve; see `{}`",
+            log.display()
+        )
+    })??;
     if first.as_deref() == Some(READY) {
         Ok(())
     } else {

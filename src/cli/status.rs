@@ -7,7 +7,7 @@ use super::Context;
 use crate::control::Info;
 use crate::control::client::Client;
 use crate::manager::status::{SessionView, Status, SystemStatus, VmView};
-use crate::output::table::{age, render};
+use crate::output::table::{age, render, tenths};
 use crate::pool::Mode;
 use crate::pool::status::VmStage;
 
@@ -112,9 +112,7 @@ fn vm_row(vm: &VmView) -> [String; 5] {
         (1, _) => "1 session".to_owned(),
         (n, _) => format!("{n} sessions"),
     };
-    let boot = vm.boot_ms.map_or(String::new(), |ms| {
-        format!("{}.{}s", ms / 1000, ms / 100 % 10)
-    });
+    let boot = vm.boot_ms.map_or(String::new(), tenths);
     [vm.name.clone(), state.to_owned(), age(vm.age_s), boot, does]
 }
 

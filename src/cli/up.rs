@@ -10,9 +10,11 @@ use crate::config::Config;
 use crate::control::Up;
 use crate::control::client::Client;
 use crate::image::store::ImageError;
-use crate::manager::status::{Status, SystemStatus};
+use crate::manager::status::{Status, SystemStatus, VmView};
 use crate::nix::System;
 use crate::output::progress::Progress;
+use crate::output::table::tenths;
+use crate::pool::Mode;
 use crate::pool::status::VmStage;
 use crate::vm::host;
 
@@ -27,25 +29,33 @@ pub(super) struct UpArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
-    let system = args.system;
+    let (system, count) = (args.system, args.count.get());
     let config = context.config()?;
-    check_host(&config, system).await?;
+    check_host(&config, system, count).await?;
+    let cancel = image::cancel_on_signals()?;
     match image::check(context, system).await {
         Ok(_) => {}
         Err(ImageError::Missing(_)) => {
-            image::make(context, system).await?;
+            image::make(context, system, &cancel).await?;
         }
         Err(error) => return Err(error.into()),
     }
-    let (client, _) = start::manager(context).await?;
-    bring_up(context, &client, system, args.count.get()).await?;
-    context.printer.say(&next_steps(context, Some(system)));
+    let up = async {
+        let (client, _) = start::manager(context).await?;
+        bring_up(context, &client, system, count).await
+    };
+    tokio::select! {
+        result = up => result?,
+        () = cancel.cancelled() => bail!("interrupted; what was started goes on until `xpool down`"),
+    }
+    context.printer.say(&next_steps(context, system)?);
     Ok(())
 }
 
 /// What is missing is said before anything is started.
-async fn check_host(config: &Config, system: System) -> Result<()> {
+async fn check_host(config: &Config, system: System, count: u32) -> Result<()> {
     if let Some(pool) = config.systems.get(&system) {
+        check_count(pool.policy.max_vms.get(), system, count)?;
         let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
         host::check_qemu(&qemu).await?;
     }
@@ -53,15 +63,17 @@ async fn check_host(config: &Config, system: System) -> Result<()> {
     Ok(())
 }
 
+fn check_count(max_vms: u32, system: System, count: u32) -> Result<()> {
+    if count > max_vms {
+        bail!("{count} VMs are more than `max-vms` allows, which is {max_vms} for {system}");
+    }
+    Ok(())
+}
+
 async fn bring_up(context: &Context, client: &Client, system: System, count: u32) -> Result<()> {
-    let before = client.status().await?;
-    if let Some(pool) = of(&before, system)
-        && pool.max_vms < count
-    {
-        bail!(
-            "{count} VMs are more than `max-vms` allows, which is {} for {system}",
-            pool.max_vms
-        );
+    // The manager may have been started with another configuration.
+    if let Some(pool) = of(&client.status().await?, system) {
+        check_count(pool.max_vms, system, count)?;
     }
     let progress = Progress::new(context.printer, "Starting", &system.to_string());
     client.up(&Up { system, count }).await?;
@@ -71,8 +83,14 @@ async fn bring_up(context: &Context, client: &Client, system: System, count: u32
         let Some(pool) = of(&status, system) else {
             continue;
         };
+        if pool.mode == Mode::Draining {
+            bail!("somebody took {system} down while it was being started");
+        }
         if let Some(failure) = &pool.start_failure {
-            bail!("no VM could be started: {failure}");
+            bail!(
+                "no VM could be started: {failure}\nxpool goes on trying until `xpool down {}`",
+                system.cpu()
+            );
         }
         let ready = pool
             .vms
@@ -104,26 +122,26 @@ fn step(pool: &SystemStatus, ready: usize, count: u32) -> String {
 
 fn ready_text(pool: &SystemStatus) -> String {
     let ready = pool.vms.iter().filter(|vm| vm.state == VmStage::Ready);
-    let name = |vm: &crate::manager::status::VmView| match vm.boot_ms {
-        Some(ms) => format!("{} (booted in {}.{} s)", vm.name, ms / 1000, ms / 100 % 10),
+    let name = |vm: &VmView| match vm.boot_ms {
+        Some(ms) => format!("{} (booted in {})", vm.name, tenths(ms)),
         None => vm.name.clone(),
     };
     ready.map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// What to type next, to be copied as it stands.
-pub(super) fn next_steps(context: &Context, system: Option<System>) -> String {
+pub(super) fn next_steps(context: &Context, system: System) -> Result<String> {
     let ssh_config = context.paths.ssh_config();
-    let system = system.unwrap_or(System::Riscv64Linux);
+    let xpool = context.own_command()?;
     // For who has no nixpkgs at hand; the guest's /bin/sh is all that it needs.
     let expression = format!(
         r#"derivation {{ name = "hello"; system = "{system}"; builder = "/bin/sh"; args = [ "-c" "uname -srm > $out" ]; }}"#
     );
-    format!(
+    Ok(format!(
         "\nBuild something for {system}:\n\n  \
          export NIX_SSHOPTS=\"-F {}\"\n  \
-         nix-build --builders \"$(xpool machines)\" --no-out-link -E \\\n    '{expression}'\n\n\
-         See what it does: `xpool status`. Stop it: `xpool down`.",
+         nix-build --builders \"$({xpool} machines)\" --no-out-link -E \\\n    '{expression}'\n\n\
+         See what it does: `{xpool} status`. Stop it: `{xpool} down`.",
         ssh_config.display()
-    )
+    ))
 }

@@ -177,7 +177,7 @@ fn check_pool(
     )?
     .unwrap_or_else(|| capacity.saturating_mul(2).clamp(4, MOST_BUILD_MACHINES));
     let policy = Policy {
-        min_vms: raw.min_vms.unwrap_or(defaults.min_vms),
+        min_vms: within(&raw.min_vms, "min-vms", 0, max_vms.get())?.unwrap_or(defaults.min_vms),
         max_vms,
         slots_per_vm,
         idle_timeout: raw
@@ -353,6 +353,22 @@ mod tests {
         assert_eq!(
             refused("[pool]\nidle-timeout = \"soon\"\n"),
             "xpool.toml:2: `soon` is not a duration such as `90s`, `10m` or `1h 30m`"
+        );
+    }
+
+    #[test]
+    fn durations_and_minimums_have_ranges() {
+        assert_eq!(
+            refused("[pool]\nboot-timeout = \"0s\"\n"),
+            "xpool.toml:2: `0s` must be from one second to 30 days"
+        );
+        assert_eq!(
+            refused("[pool]\nidle-timeout = \"1000y\"\n"),
+            "xpool.toml:2: `1000y` must be from one second to 30 days"
+        );
+        assert_eq!(
+            refused("[pool]\nmax-vms = 2\nmin-vms = 3\n"),
+            "xpool.toml:3: `min-vms` is 3 but must be from 0 to 2"
         );
     }
 

@@ -34,7 +34,7 @@ pub(super) struct RawSystems {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawPool {
-    pub(super) min_vms: Option<u32>,
+    pub(super) min_vms: Option<toml::Spanned<u32>>,
     pub(super) max_vms: Option<toml::Spanned<u32>>,
     pub(super) slots_per_vm: Option<toml::Spanned<u32>>,
     pub(super) vcpus: Option<toml::Spanned<u32>>,
@@ -50,7 +50,7 @@ impl RawPool {
     /// This, and the defaults' values where this says nothing.
     pub(super) fn or(self, defaults: &Self) -> Self {
         Self {
-            min_vms: self.min_vms.or(defaults.min_vms),
+            min_vms: self.min_vms.or_else(|| defaults.min_vms.clone()),
             max_vms: self.max_vms.or_else(|| defaults.max_vms.clone()),
             slots_per_vm: self.slots_per_vm.or_else(|| defaults.slots_per_vm.clone()),
             vcpus: self.vcpus.or_else(|| defaults.vcpus.clone()),
@@ -66,6 +66,11 @@ impl RawPool {
     }
 }
 
+/// No time at all would make every wait fail.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Far beyond any use, and small enough to be added to any time.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A duration as people write it: `90s`, `10m`, `1h 30m`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HumanDuration(pub(super) Duration);
@@ -74,7 +79,10 @@ impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         match humantime::parse_duration(&text) {
-            Ok(duration) => Ok(Self(duration)),
+            Ok(duration) if (SHORTEST..=LONGEST).contains(&duration) => Ok(Self(duration)),
+            Ok(_) => Err(D::Error::custom(format!(
+                "`{text}` must be from one second to 30 days"
+            ))),
             Err(_) => Err(D::Error::custom(format!(
                 "`{text}` is not a duration such as `90s`, `10m` or `1h 30m`"
             ))),

@@ -12,9 +12,9 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Info, TakeDown, Up};
-use crate::manager::ManagerHandle;
 use crate::manager::status::Status;
 use crate::manager::ticket::ManagerGone;
+use crate::manager::{Downed, ManagerHandle};
 use crate::nix::System;
 use crate::pool::Down;
 use crate::shutdown::Shutdown;
@@ -82,7 +82,18 @@ async fn up(State(api): State<Arc<Api>>, Json(up): Json<Up>) -> Result<(), Failu
 
 async fn down(State(api): State<Arc<Api>>, Json(down): Json<TakeDown>) -> Result<(), Failure> {
     if let Some(system) = down.system {
-        return api.manager.down(vec![system], down.how).await.map_err(gone);
+        let downed = api
+            .manager
+            .down(vec![system], down.how)
+            .await
+            .map_err(gone)?;
+        return match downed {
+            Downed::Down => Ok(()),
+            Downed::BroughtUp => Err((
+                StatusCode::CONFLICT,
+                format!("somebody wanted {system} up again"),
+            )),
+        };
     }
     match down.how {
         Down::Drain => api.shutdown.drain.cancel(),

@@ -32,7 +32,7 @@ pub(super) fn parse(command: &[u8]) -> Command {
 
 /// What a user hears who wants a shell.
 pub(super) fn no_shell() -> String {
-    format!("there is no shell here: {ONLY}; `xpool ssh` opens a shell in a VM")
+    format!("there is no shell here: {ONLY}")
 }
 
 const ONLY: &str = "this is a builder for Nix, and only `nix-daemon --stdio` can be run";

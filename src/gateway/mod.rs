@@ -86,10 +86,10 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
     /// Nobody could log in.
-    #[error("no client key is allowed to use the gateway: allow one, or turn the gateway off")]
+    #[error("no client key is allowed to use the gateway")]
     NoClients,
     /// There is nothing to log in as.
-    #[error("the gateway has no slots: define a pool, or turn the gateway off")]
+    #[error("the gateway has no slots")]
     NoSlots,
 }
 

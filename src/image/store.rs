@@ -137,9 +137,10 @@ impl ImageStore {
         std::fs::write(&manifest_file, &text).map_err(error(&manifest_file))?;
         let name = digest::of_bytes(text.as_bytes());
         let dir = self.root.join(&name);
+        // The same image again, or one that was damaged: what was just made is whole.
+        let aside = self.root.join(format!(".build-{}-old", manifest.system));
         if dir.exists() {
-            // The same image again, or one that was damaged: what was just made is whole.
-            std::fs::remove_dir_all(&dir).map_err(error(&dir))?;
+            std::fs::rename(&dir, &aside).map_err(error(&dir))?;
         }
         std::fs::rename(files, &dir).map_err(error(&dir))?;
         let link = self.root.join(manifest.system.name());
@@ -148,6 +149,9 @@ impl ImageStore {
         let _ = std::fs::remove_file(&new_link);
         symlink(&name, &new_link).map_err(error(&new_link))?;
         std::fs::rename(&new_link, &link).map_err(error(&link))?;
+        if aside.exists() {
+            std::fs::remove_dir_all(&aside).map_err(error(&aside))?;
+        }
         Ok(Image {
             dir,
             manifest: manifest.clone(),

@@ -7,6 +7,15 @@ use super::ticket::{ManagerGone, SessionDesk};
 use crate::nix::System;
 use crate::pool::Down;
 
+/// What came of taking systems down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Downed {
+    /// They are down.
+    Down,
+    /// Somebody wanted one of them up again before it was down.
+    BroughtUp,
+}
+
 /// A request to the manager.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -20,7 +29,7 @@ pub(super) enum Command {
     Down {
         systems: Vec<System>,
         how: Down,
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<Downed>,
     },
     /// The status of this moment.
     Status { reply: oneshot::Sender<Status> },
@@ -62,8 +71,8 @@ impl ManagerHandle {
         .await
     }
 
-    /// Takes systems down and returns when their last VM is gone.
-    pub async fn down(&self, systems: Vec<System>, how: Down) -> Result<(), ManagerGone> {
+    /// Takes systems down and returns when their last VM is gone, or when somebody wants one of them up again.
+    pub async fn down(&self, systems: Vec<System>, how: Down) -> Result<Downed, ManagerGone> {
         self.ask(|reply| Command::Down {
             systems,
             how,

@@ -21,7 +21,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use handle::Command;
-pub use handle::ManagerHandle;
+pub use handle::{Downed, ManagerHandle};
 use status::Status;
 use supervisor::VmNews;
 use system::ManagedSystem;
@@ -57,7 +57,7 @@ impl<B> Clone for VmFactory<B> {
 }
 
 /// Who waits for which systems to be down.
-type DownWaiter = (Vec<System>, oneshot::Sender<()>);
+type DownWaiter = (Vec<System>, oneshot::Sender<Downed>);
 
 /// Something that happened to a VM or a session, told by the tasks that the manager started.
 #[derive(Debug)]
@@ -171,6 +171,7 @@ impl<B: VmBackend> Manager<B> {
                 if let Some(system) = self.systems.get_mut(&system) {
                     system.handle(now(), Event::Up(count));
                 }
+                self.answer_downs(Downed::BroughtUp, |systems| systems.contains(&system));
                 // A caller that has gone does not want to know.
                 let _ = reply.send(());
             }
@@ -226,17 +227,26 @@ impl<B: VmBackend> Manager<B> {
         for system in self.systems.values_mut() {
             system.tell_waiting(now());
         }
-        let systems = &self.systems;
-        let is_down = |name: &System| systems.get(name).is_none_or(ManagedSystem::is_down);
-        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.downs)
-            .into_iter()
-            .partition(|(names, _)| names.iter().all(is_down));
-        self.downs = waiting;
-        for (_, reply) in done {
-            // A caller that has gone does not want to know.
-            let _ = reply.send(());
-        }
+        let down: Vec<System> = self
+            .systems
+            .iter()
+            .filter(|(_, system)| system.is_down())
+            .map(|(name, _)| *name)
+            .collect();
+        self.answer_downs(Downed::Down, |systems| {
+            systems.iter().all(|name| down.contains(name))
+        });
         self.changes.send_replace(self.status());
+    }
+
+    fn answer_downs(&mut self, answer: Downed, is_meant: impl Fn(&[System]) -> bool) {
+        let waiters = std::mem::take(&mut self.downs).into_iter();
+        let (meant, others): (Vec<_>, Vec<_>) = waiters.partition(|(systems, _)| is_meant(systems));
+        self.downs = others;
+        for (_, reply) in meant {
+            // A caller that has gone does not want to know.
+            let _ = reply.send(answer);
+        }
     }
 
     fn status(&self) -> Status {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::status::{SessionView, SystemStatus, VmView};
 use super::supervisor::{VmCommand, VmNews, supervise};
@@ -264,7 +264,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         };
         match news {
             SessionNews::Activity(activity) => {
-                info!(session = id.0, activity, "session");
+                debug!(session = id.0, activity, "session");
                 session.activity = activity;
             }
             SessionNews::Dropped => {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::Status;
 use super::ticket::{SessionRequest, SessionTicket, SessionUpdate};
-use super::{Manager, ManagerHandle, VmFactory};
+use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::config::vm::{Accel, Network};
 use crate::image::Image;
 use crate::image::manifest::{ImageFile, ImageKind, Manifest};
@@ -312,7 +312,7 @@ async fn down_waits_for_sessions_and_a_pool_that_is_down_says_how_to_start_it() 
     assert_eq!(status.systems[0].vms[0].sessions, 1);
     assert!(!down.is_finished());
     drop((ticket, hop));
-    down.await.unwrap().unwrap();
+    assert_eq!(down.await.unwrap(), Ok(Downed::Down));
     match verdict(&mut fixture.open().await).await {
         SessionUpdate::Rejected(text) => {
             assert_eq!(
@@ -322,6 +322,20 @@ async fn down_waits_for_sessions_and_a_pool_that_is_down_says_how_to_start_it() 
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn down_ends_with_an_answer_when_somebody_says_up() {
+    let fixture = Fixture::new(2);
+    let mut ticket = fixture.open().await;
+    let _hop = granted(&mut ticket).await;
+    let handle = fixture.handle.clone();
+    let down = tokio::spawn(async move { handle.down(vec![SYSTEM], Down::Drain).await });
+    fixture
+        .until(|status| status.systems[0].vms[0].state == VmStage::Draining)
+        .await;
+    fixture.handle.up(SYSTEM, 1).await.unwrap();
+    assert_eq!(down.await.unwrap(), Ok(Downed::BroughtUp));
 }
 
 #[tokio::test(start_paused = true)]

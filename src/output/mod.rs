@@ -41,10 +41,17 @@ impl Printer {
         Ok(())
     }
 
-    /// Prints raw bytes as data: a log.
-    pub fn bytes(self, bytes: &[u8]) {
+    /// Prints a piece of a log as data; on a terminal without what a terminal would obey, because guests wrote it.
+    pub fn log(self, bytes: &[u8]) {
         let mut stdout = std::io::stdout();
-        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        let is_harmless =
+            |byte: &u8| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\r' | b'\t');
+        let harmless: Vec<u8> = if stdout.is_terminal() {
+            bytes.iter().copied().filter(is_harmless).collect()
+        } else {
+            bytes.to_owned()
+        };
+        let _ = stdout.write_all(&harmless).and_then(|()| stdout.flush());
     }
 
     /// Says what happens, to the person who asked for it.

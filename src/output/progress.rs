@@ -58,11 +58,6 @@ impl Progress {
         }
     }
 
-    /// Says something above the progress.
-    pub fn say(&self, text: &str) {
-        self.bar.suspend(|| self.printer.say(text));
-    }
-
     /// Ends with what was achieved: `Built image riscv64-linux (135 MiB)`.
     pub fn finish(self, verb: &str, what: &str) {
         self.bar.finish_and_clear();

@@ -36,6 +36,11 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
+/// A time in milliseconds as people say it: `5.6s`.
+pub fn tenths(ms: u64) -> String {
+    format!("{}.{}s", ms / 1000, ms / 100 % 10)
+}
+
 /// A size in bytes as people say it: `812 KiB`, `1.4 GiB`.
 pub fn size(bytes: u64) -> String {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];

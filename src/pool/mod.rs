@@ -135,6 +135,10 @@ pub enum Mode {
     Draining,
 }
 
+/// A VM keeps the boot timeout itself, and says what it waited for; the pool gives it up only when it does not. Verifying
+/// an image and making an overlay come before.
+const BOOT_MARGIN: Duration = Duration::from_secs(60);
+
 /// Decides; never acts.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -264,7 +268,8 @@ impl Pool {
 
     fn up(&mut self, count: u32) -> Vec<Action> {
         self.mode = Mode::Open;
-        self.floor = count.min(self.policy.max_vms.get());
+        // Nobody's wish takes away what another one asked for; `down` does.
+        self.floor = self.floor.max(count).min(self.policy.max_vms.get());
         // Somebody asks for it now, perhaps after a repair: the next start need not wait.
         self.backoff.succeeded();
         Vec::new()
@@ -335,7 +340,7 @@ impl Pool {
         while self.may_boot() && self.backoff.retry_at().is_none_or(|at| at <= now) {
             self.last_vm += 1;
             let id = VmId(self.last_vm);
-            let deadline = now + self.policy.boot_timeout;
+            let deadline = now + self.policy.boot_timeout + BOOT_MARGIN;
             self.vms.insert(id, VmState::Booting { deadline });
             actions.push(Action::Boot(id));
         }

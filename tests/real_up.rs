@@ -1,0 +1,77 @@
+//! `xpool up`, as a person types it: the manager in the background, the VM, and the command that it prints.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use common::{Installation, ended};
+
+#[test]
+fn up_starts_everything_and_the_command_that_it_prints_works() {
+    let installation = Installation::with_real_images("[pool]\nmax-vms = 1\n");
+    // Two at the same moment: one starts the manager, the other finds it.
+    let other = installation
+        .command(&["up", "riscv64"])
+        .stderr(Stdio::null())
+        .spawn();
+    let said = installation.run(&["up", "riscv64"]);
+    assert_eq!(ended(&mut other.unwrap()), Some(0));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    for expected in [
+        "Starting riscv64-linux: waiting for the guest agent",
+        "Ready riscv64-1 (booted in ",
+    ] {
+        assert!(said.stderr.contains(expected), "{}", said.stderr);
+    }
+    assert_eq!(installation.qemus().len(), 1, "one VM for both");
+
+    let built = run_printed_commands(&installation, &said.stderr);
+    assert!(
+        built.starts_with("Linux ") && built.ends_with(" riscv64\n"),
+        "{built}"
+    );
+
+    assert!(
+        installation
+            .ok(&["logs", "riscv64-1"])
+            .contains("xpool: guest started")
+    );
+    assert!(installation.ok(&["status"]).contains("riscv64-1  ready"));
+    installation.ok(&["down"]);
+    assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
+    assert_eq!(
+        installation.run(&["status"]).code,
+        Some(69),
+        "the manager runs on"
+    );
+}
+
+/// Runs what `up` printed, to the letter, but with a Nix store of the test's own; the content of the result.
+fn run_printed_commands(installation: &Installation, said: &str) -> String {
+    let dir = installation.path().display().to_string();
+    let lines = said
+        .lines()
+        .skip_while(|line| !line.starts_with("Build something"));
+    let commands: Vec<&str> = lines.filter(|line| line.starts_with("  ")).collect();
+    let script = commands.join("\n").replace("[DIR]", &dir);
+    let template = installation.command(&[]);
+    let output = Command::new("bash")
+        .args(["-euc", &script])
+        .envs(
+            template
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .env("NIX_REMOTE", installation.path().join("client"))
+        .env("NIX_CONFIG", "substitute = false\nbuild-users-group =")
+        .current_dir(installation.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let output = installation.said(output);
+    assert_eq!(output.code, Some(0), "{script}\n{}", output.stderr);
+    fs::read_to_string(format!("{dir}/client{}", output.stdout.trim())).unwrap()
+}
