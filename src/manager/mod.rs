@@ -8,6 +8,7 @@ pub mod status;
 mod supervisor;
 mod system;
 pub mod ticket;
+mod view;
 mod waiting;
 
 #[cfg(test)]

@@ -7,41 +7,43 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::status::{SessionView, SystemStatus, VmView};
 use super::supervisor::{VmCommand, VmNews, supervise};
 use super::ticket::{NewSession, SessionRequest, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
 use crate::pool::policy::Policy;
-use crate::pool::status::PoolStatus;
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
 use crate::vm::VmBackend;
 
 pub(super) struct ManagedSystem<B> {
-    system: System,
-    pool: Pool,
+    pub(super) system: System,
+    pub(super) pool: Pool,
     slots_per_vm: usize,
     factory: VmFactory<B>,
     news: mpsc::UnboundedSender<News>,
-    vms: BTreeMap<VmId, ManagedVm>,
-    sessions: BTreeMap<SessionId, ManagedSession>,
+    pub(super) vms: BTreeMap<VmId, ManagedVm>,
+    pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
 }
 
-struct ManagedVm {
-    name: String,
-    stage: String,
-    console_log: PathBuf,
-    started: Instant,
-    ready: Option<Instant>,
+pub(super) struct ManagedVm {
+    pub(super) name: String,
+    pub(super) stage: String,
+    pub(super) console_log: PathBuf,
+    pub(super) started: Instant,
+    pub(super) ready: Option<Instant>,
     commands: mpsc::UnboundedSender<VmCommand>,
 }
 
-struct ManagedSession {
-    request: SessionRequest,
+pub(super) struct ManagedSession {
+    pub(super) request: SessionRequest,
     updates: mpsc::Sender<SessionUpdate>,
-    opened: Instant,
-    vm: Option<VmId>,
-    activity: String,
+    pub(super) opened: Instant,
+    pub(super) vm: Option<VmId>,
+    /// Whether it was given a way into the VM: then something may have been done there.
+    has_hop: bool,
+    /// How often its VM ended before that.
+    returns: u32,
+    pub(super) activity: String,
 }
 
 impl<B: VmBackend> ManagedSystem<B> {
@@ -103,6 +105,8 @@ impl<B: VmBackend> ManagedSystem<B> {
             updates,
             opened: now,
             vm: None,
+            has_hop: false,
+            returns: 0,
             activity: String::new(),
         };
         self.sessions.insert(id, session);
@@ -162,7 +166,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         );
     }
 
-    fn vm_name(&self, id: VmId) -> String {
+    pub(super) fn vm_name(&self, id: VmId) -> String {
         format!("{}-{}", self.system.cpu(), id.0)
     }
 
@@ -207,8 +211,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             }
             VmNews::HopOpened(session, hop) => {
                 // A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
-                if let (Some(session), Some(vm)) = (self.sessions.get(&session), self.vms.get(&id))
+                if let (Some(session), Some(vm)) =
+                    (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
+                    session.has_hop = true;
                     session.tell(SessionUpdate::Granted {
                         vm: vm.name.clone(),
                         hop,
@@ -216,12 +222,13 @@ impl<B: VmBackend> ManagedSystem<B> {
                 }
             }
             VmNews::HopFailed(session, error) => {
-                if let Some(session) = self.sessions.remove(&session) {
-                    session.tell(SessionUpdate::Rejected(format!(
-                        "{}: {error}",
-                        self.vm_name(id)
-                    )));
-                }
+                // The VM is about to end, and what becomes of the session is decided then.
+                warn!(
+                    vm = self.vm_name(id),
+                    session = session.0,
+                    error,
+                    "no way into the VM"
+                );
             }
             VmNews::SlotFree(session) => {
                 self.sessions.remove(&session);
@@ -243,19 +250,31 @@ impl<B: VmBackend> ManagedSystem<B> {
             Exit::Stopped => info!(vm = vm.name, "VM stopped"),
             Exit::Failed { .. } => warn!(vm = vm.name, cause, "VM ended by itself"),
         }
-        let log = || vm.console_log.clone();
         let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.sessions)
             .into_iter()
             .partition(|(_, session)| session.vm == Some(id));
         self.sessions = others;
-        for session in served.into_values() {
-            session.tell(SessionUpdate::VmGone {
-                vm: vm.name.clone(),
-                cause: cause.clone(),
-                log: log(),
-            });
-        }
         self.handle(now, Event::VmExited(id, exit));
+        for (session_id, session) in served {
+            if session.can_be_returned() {
+                self.return_session(now, session_id, session);
+            } else {
+                let (vm, log) = (vm.name.clone(), vm.console_log.clone());
+                session.tell(SessionUpdate::VmGone {
+                    vm,
+                    cause: cause.clone(),
+                    log,
+                });
+            }
+        }
+    }
+
+    /// Lets a session that has not used its VM wait for another one.
+    fn return_session(&mut self, now: Instant, id: SessionId, mut session: ManagedSession) {
+        session.vm = None;
+        session.returns += 1;
+        self.sessions.insert(id, session);
+        self.handle(now, Event::SessionReturned(id));
     }
 
     pub(super) fn session_news(&mut self, now: Instant, id: SessionId, news: SessionNews) {
@@ -295,58 +314,17 @@ impl<B: VmBackend> ManagedSystem<B> {
             }
         }
     }
-
-    pub(super) fn status(&self, now: Instant) -> SystemStatus {
-        let pool = self.pool.status(now);
-        SystemStatus {
-            system: self.system,
-            mode: pool.mode,
-            max_vms: pool.max_vms,
-            vms: self.vm_views(&pool, now),
-            sessions: self
-                .sessions
-                .iter()
-                .map(|(id, session)| self.session_view(*id, session, now))
-                .collect(),
-            start_failures: pool.start_failures,
-            start_failure: pool.start_failure,
-            retry_in_s: pool.retry_in_s,
-        }
-    }
-
-    fn vm_views(&self, pool: &PoolStatus, now: Instant) -> Vec<VmView> {
-        let view = |status: &crate::pool::status::VmStatus| {
-            let vm = self.vms.get(&status.id)?;
-            let boot = vm
-                .ready
-                .map(|ready| ready.saturating_duration_since(vm.started));
-            Some(VmView {
-                name: vm.name.clone(),
-                state: status.state,
-                stage: vm.stage.clone(),
-                age_s: now.saturating_duration_since(vm.started).as_secs(),
-                boot_ms: boot.map(|boot| u64::try_from(boot.as_millis()).unwrap_or(u64::MAX)),
-                idle_s: status.idle_s,
-                sessions: status.sessions.len(),
-                console_log: vm.console_log.clone(),
-            })
-        };
-        pool.vms.iter().filter_map(view).collect()
-    }
-
-    fn session_view(&self, id: SessionId, session: &ManagedSession, now: Instant) -> SessionView {
-        SessionView {
-            id: id.0,
-            slot: session.request.slot.clone(),
-            client: session.request.client.clone(),
-            vm: session.vm.map(|vm| self.vm_name(vm)),
-            activity: session.activity.clone(),
-            age_s: now.saturating_duration_since(session.opened).as_secs(),
-        }
-    }
 }
 
+/// How often a session may lose its VM before it has used it: enough for an accident, too little for a circle.
+const MOST_RETURNS: u32 = 2;
+
 impl ManagedSession {
+    /// Whether nothing was done for it yet and its client is still there.
+    fn can_be_returned(&self) -> bool {
+        !self.has_hop && self.returns < MOST_RETURNS && !self.updates.is_closed()
+    }
+
     /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.
     fn tell(&self, update: SessionUpdate) {
         let is_news_of_waiting = matches!(update, SessionUpdate::Waiting(_));

@@ -34,6 +34,8 @@ struct FakeBackend {
     /// Why boots fail, if they do.
     failure: Mutex<Option<String>>,
     boots: AtomicUsize,
+    /// How many of the next hops cannot be opened.
+    bad_hops: Arc<AtomicUsize>,
     vms: Mutex<Vec<watch::Sender<Option<VmExit>>>>,
 }
 
@@ -46,6 +48,7 @@ impl FakeBackend {
 }
 
 struct FakeVm {
+    bad_hops: Arc<AtomicUsize>,
     exit: watch::Sender<Option<VmExit>>,
     guest_ends: Mutex<Vec<UnixStream>>,
 }
@@ -72,6 +75,7 @@ impl VmBackend for FakeBackend {
         self.vms.lock().unwrap().push(exit.clone());
         Ok(FakeVm {
             exit,
+            bad_hops: self.bad_hops.clone(),
             guest_ends: Mutex::default(),
         })
     }
@@ -79,6 +83,10 @@ impl VmBackend for FakeBackend {
 
 impl RunningVm for FakeVm {
     async fn open_hop(&self, _slot: u32) -> anyhow::Result<Hop> {
+        if self.bad_hops.load(Ordering::Relaxed) > 0 {
+            self.bad_hops.fetch_sub(1, Ordering::Relaxed);
+            bail!("the agent does not answer");
+        }
         let (stream, guest) = UnixStream::pair()?;
         self.guest_ends.lock().unwrap().push(guest);
         Ok(Hop { stream })
@@ -283,6 +291,28 @@ async fn a_session_is_told_when_its_vm_dies() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_vm_fails_before_it_is_used_gets_another_one() {
+    let fixture = Fixture::new(1);
+    fixture.backend.bad_hops.store(2, Ordering::Relaxed);
+    let mut ticket = fixture.open().await;
+    assert_eq!(granted(&mut ticket).await.0, "riscv64-3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_does_not_try_vms_for_ever() {
+    let fixture = Fixture::new(1);
+    fixture.backend.bad_hops.store(100, Ordering::Relaxed);
+    let mut ticket = fixture.open().await;
+    match verdict(&mut ticket).await {
+        SessionUpdate::VmGone { cause, .. } => {
+            assert!(cause.contains("the agent does not answer"), "{cause}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fixture.backend.boots.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]

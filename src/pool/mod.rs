@@ -4,6 +4,7 @@
 //! and says what came of them.
 
 mod backoff;
+mod event;
 mod planner;
 pub mod policy;
 pub mod status;
@@ -20,110 +21,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use backoff::Backoff;
+pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
 use policy::Policy;
 pub use vm::VmId;
 use vm::VmState;
-
-/// One session of one pool, numbered in the order of arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SessionId(pub u64);
-
-/// How a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It was told to.
-    Stopped,
-    /// It did not start, or ended by itself.
-    Failed {
-        /// Why, for people.
-        reason: String,
-        /// Whether another try may help.
-        retry: Retry,
-    },
-}
-
-/// Whether another try may help after a failed start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// It may: the machine was short of something for a moment.
-    Later,
-    /// It will not before somebody has changed something: there is no image, no QEMU.
-    Pointless,
-}
-
-/// How fast a pool is taken down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Down {
-    /// Sessions that have a VM end first.
-    Drain,
-    /// Now: what runs is lost.
-    Now,
-}
-
-/// What happens to a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A session wants a VM.
-    SessionOpened(SessionId),
-    /// A session ended and its slot is free, or it went while it was waiting.
-    SessionClosed(SessionId),
-    /// A VM can serve.
-    VmReady(VmId),
-    /// A VM is gone.
-    VmExited(VmId, Exit),
-    /// Somebody wants this many VMs to be there until the pool is taken down.
-    Up(u32),
-    /// Somebody wants the pool to end.
-    Down(Down),
-    /// [`Pool::deadline`] has come.
-    DeadlineReached,
-}
-
-/// What the manager is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Start a VM.
-    Boot(VmId),
-    /// Give a session a slot of a VM.
-    Assign {
-        /// Who gets it.
-        session: SessionId,
-        /// Where.
-        vm: VmId,
-    },
-    /// Tell a session that it gets no VM.
-    Reject {
-        /// Whom to tell.
-        session: SessionId,
-        /// Why.
-        reason: Rejection,
-    },
-    /// Shut a VM down.
-    PowerDown(VmId),
-    /// End a VM at once.
-    Kill(VmId),
-}
-
-/// Why a session gets no VM.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// The pool was taken down.
-    #[error("the pool is down")]
-    Down,
-    /// Too many wait already.
-    #[error("{waiting} sessions wait already, which is as many as may")]
-    QueueFull {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// VMs cannot be started.
-    #[error("no VM could be started: {reason}")]
-    StartFailed {
-        /// Why the last start failed.
-        reason: String,
-    },
-}
 
 /// Whether a pool serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +72,7 @@ impl Pool {
         let mut actions = match event {
             Event::SessionOpened(session) => self.session_opened(session),
             Event::SessionClosed(session) => self.session_closed(now, session),
+            Event::SessionReturned(session) => self.session_returned(session),
             Event::VmReady(vm) => self.vm_ready(now, vm),
             Event::VmExited(vm, exit) => self.vm_exited(now, vm, exit),
             Event::Up(count) => self.up(count),
@@ -224,6 +126,19 @@ impl Pool {
                 *idle_since = now;
             }
         }
+        Vec::new()
+    }
+
+    fn session_returned(&mut self, session: SessionId) -> Vec<Action> {
+        if self.mode == Mode::Draining {
+            return vec![Action::Reject {
+                session,
+                reason: Rejection::Down,
+            }];
+        }
+        // Numbers are given in the order of arrival.
+        let place = self.queue.partition_point(|waiting| *waiting < session);
+        self.queue.insert(place, session);
         Vec::new()
     }
 

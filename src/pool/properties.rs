@@ -136,8 +136,17 @@ impl World {
                 retry,
             },
         };
-        self.running.retain(|_, at| *at != vm);
+        let (lost, running): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|(_, at)| *at == vm);
+        self.running = running;
         self.send(Event::VmExited(vm, exit));
+        // Say that every other session had not used its VM yet.
+        for session in lost.into_keys().filter(|session| session.0 % 2 == 0) {
+            let place = self.waiting.partition_point(|waiting| *waiting < session);
+            self.waiting.insert(place, session);
+            self.send(Event::SessionReturned(session));
+        }
     }
 
     /// Lets time pass, with every deadline on the way kept.

@@ -86,6 +86,20 @@ fn sessions_are_served_first_come_first() {
 }
 
 #[test]
+fn a_session_that_lost_its_vm_unused_waits_in_its_old_place() {
+    let (mut pool, now) = pool(1);
+    pool.handle(now, open(1));
+    pool.handle(now, open(2));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    assert_eq!(
+        pool.handle(now, Event::VmExited(VmId(1), failed("killed"))),
+        [Action::Boot(VmId(2))]
+    );
+    assert_eq!(pool.handle(now, Event::SessionReturned(SessionId(1))), []);
+    assert_eq!(pool.handle(now, Event::VmReady(VmId(2))), [assign(1, 2)]);
+}
+
+#[test]
 fn a_session_that_goes_while_it_waits_is_forgotten() {
     let (mut pool, now) = pool(1);
     pool.handle(now, open(1));

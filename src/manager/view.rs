@@ -1,0 +1,60 @@
+//! One system's pool as it is shown.
+
+use std::time::Instant;
+
+use super::status::{SessionView, SystemStatus, VmView};
+use super::system::{ManagedSession, ManagedSystem};
+use crate::pool::SessionId;
+use crate::pool::status::{PoolStatus, VmStatus};
+use crate::vm::VmBackend;
+
+impl<B: VmBackend> ManagedSystem<B> {
+    pub(super) fn status(&self, now: Instant) -> SystemStatus {
+        let pool = self.pool.status(now);
+        SystemStatus {
+            system: self.system,
+            mode: pool.mode,
+            max_vms: pool.max_vms,
+            vms: self.vm_views(&pool, now),
+            sessions: self
+                .sessions
+                .iter()
+                .map(|(id, session)| self.session_view(*id, session, now))
+                .collect(),
+            start_failures: pool.start_failures,
+            start_failure: pool.start_failure,
+            retry_in_s: pool.retry_in_s,
+        }
+    }
+
+    pub(super) fn vm_views(&self, pool: &PoolStatus, now: Instant) -> Vec<VmView> {
+        let view = |status: &VmStatus| {
+            let vm = self.vms.get(&status.id)?;
+            let boot = vm
+                .ready
+                .map(|ready| ready.saturating_duration_since(vm.started));
+            Some(VmView {
+                name: vm.name.clone(),
+                state: status.state,
+                stage: vm.stage.clone(),
+                age_s: now.saturating_duration_since(vm.started).as_secs(),
+                boot_ms: boot.map(|boot| u64::try_from(boot.as_millis()).unwrap_or(u64::MAX)),
+                idle_s: status.idle_s,
+                sessions: status.sessions.len(),
+                console_log: vm.console_log.clone(),
+            })
+        };
+        pool.vms.iter().filter_map(view).collect()
+    }
+
+    fn session_view(&self, id: SessionId, session: &ManagedSession, now: Instant) -> SessionView {
+        SessionView {
+            id: id.0,
+            slot: session.request.slot.clone(),
+            client: session.request.client.clone(),
+            vm: session.vm.map(|vm| self.vm_name(vm)),
+            activity: session.activity.clone(),
+            age_s: now.saturating_duration_since(session.opened).as_secs(),
+        }
+    }
+}

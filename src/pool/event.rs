@@ -1,0 +1,108 @@
+//! What a pool is told, and what it says to do.
+
+use serde::{Deserialize, Serialize};
+
+use super::VmId;
+
+/// One session of one pool, numbered in the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It was told to.
+    Stopped,
+    /// It did not start, or ended by itself.
+    Failed {
+        /// Why, for people.
+        reason: String,
+        /// Whether another try may help.
+        retry: Retry,
+    },
+}
+
+/// Whether another try may help after a failed start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It may: the machine was short of something for a moment.
+    Later,
+    /// It will not before somebody has changed something: there is no image, no QEMU.
+    Pointless,
+}
+
+/// How fast a pool is taken down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Down {
+    /// Sessions that have a VM end first.
+    Drain,
+    /// Now: what runs is lost.
+    Now,
+}
+
+/// What happens to a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A session wants a VM.
+    SessionOpened(SessionId),
+    /// A session ended and its slot is free, or it went while it was waiting.
+    SessionClosed(SessionId),
+    /// A session lost its VM, which is gone, before it had used it: it waits again, in its old place.
+    SessionReturned(SessionId),
+    /// A VM can serve.
+    VmReady(VmId),
+    /// A VM is gone.
+    VmExited(VmId, Exit),
+    /// Somebody wants this many VMs to be there until the pool is taken down.
+    Up(u32),
+    /// Somebody wants the pool to end.
+    Down(Down),
+    /// [`Pool::deadline`] has come.
+    DeadlineReached,
+}
+
+/// What the manager is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start a VM.
+    Boot(VmId),
+    /// Give a session a slot of a VM.
+    Assign {
+        /// Who gets it.
+        session: SessionId,
+        /// Where.
+        vm: VmId,
+    },
+    /// Tell a session that it gets no VM.
+    Reject {
+        /// Whom to tell.
+        session: SessionId,
+        /// Why.
+        reason: Rejection,
+    },
+    /// Shut a VM down.
+    PowerDown(VmId),
+    /// End a VM at once.
+    Kill(VmId),
+}
+
+/// Why a session gets no VM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The pool was taken down.
+    #[error("the pool is down")]
+    Down,
+    /// Too many wait already.
+    #[error("{waiting} sessions wait already, which is as many as may")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// VMs cannot be started.
+    #[error("no VM could be started: {reason}")]
+    StartFailed {
+        /// Why the last start failed.
+        reason: String,
+    },
+}
