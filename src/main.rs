@@ -10,7 +10,7 @@ use xpool::output::Printer;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    logging::start(cli.log_level(), no_colour);
+    logging::start(cli.log_level(), no_colour, cli.log_file());
     let printer = Printer::new(no_colour);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -10,7 +10,7 @@ mod start;
 mod status;
 mod up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -151,6 +151,14 @@ impl Cli {
             (_, 0) => "warn",
             (_, 2) => "debug",
             _ => "trace",
+        }
+    }
+
+    /// The file that the log goes to instead of stderr.
+    pub fn log_file(&self) -> Option<&Path> {
+        match &self.command {
+            Command::Serve(args) => args.log_file(),
+            _ => None,
         }
     }
 

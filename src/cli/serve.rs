@@ -1,5 +1,7 @@
 //! `xpool serve`.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result};
 use clap::Args;
 
@@ -13,19 +15,26 @@ pub(super) const READY: &str = "ready";
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// Leave the terminal and print one word when serving; what `xpool up` starts
-    #[arg(long, hide = true)]
-    background: bool,
+    /// Leave the terminal, log to this file, and print one word when serving; what `xpool up` starts
+    #[arg(long, value_name = "LOG", hide = true)]
+    background: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    pub(super) fn log_file(&self) -> Option<&Path> {
+        self.background.as_deref()
+    }
 }
 
 pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
-    if args.background {
+    let background = args.background.is_some();
+    if background {
         rustix::process::setsid().context("leaving the terminal's session")?;
     }
     let config = context.config()?;
     let shutdown = Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
-    let (printer, background) = (context.printer, args.background);
+    let printer = context.printer;
     let next_steps = super::up::next_steps(context, System::Riscv64Linux)?;
     serve::run(config, &context.paths, shutdown, move |info| {
         if background {

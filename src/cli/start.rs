@@ -73,7 +73,7 @@ async fn start(context: &Context) -> Result<()> {
     let mut command = Command::new(program);
     command.args(&context.named);
     command.args(std::iter::repeat_n("-v", context.verbose.into()));
-    command.args(["serve", "--background"]);
+    command.args(["serve", "--background"]).arg(&log);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::bounded_log::BoundedLog;
 
 /// The console log and its predecessor hold this much each: a boot writes 5 KiB, and a guest that floods its console
 /// must not fill the disk.
@@ -13,43 +15,6 @@ const LOG_LIMIT: u64 = 1024 * 1024;
 
 /// Twenty lines of a boot are far less.
 const TAIL_BYTES: u64 = 16 * 1024;
-
-/// A log file that never grows beyond a limit: at the limit it becomes `<name>.old`, and a new one begins.
-#[derive(Debug)]
-struct BoundedLog {
-    path: PathBuf,
-    file: File,
-    written: u64,
-    limit: u64,
-}
-
-impl BoundedLog {
-    fn create(path: &Path, limit: u64) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            file: File::create(path)?,
-            written: 0,
-            limit,
-        })
-    }
-
-    fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
-        if self.written + chunk.len() as u64 > self.limit {
-            std::fs::rename(&self.path, old(&self.path))?;
-            self.file = File::create(&self.path)?;
-            self.written = 0;
-        }
-        self.written += chunk.len() as u64;
-        self.file.write_all(chunk)
-    }
-}
-
-/// Where a full console log goes.
-fn old(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".old");
-    name.into()
-}
 
 /// Starts a new console log at `path` and copies `console` into it until it ends.
 pub(super) fn record(
@@ -66,9 +31,9 @@ async fn copy(mut console: impl AsyncRead + Unpin, log: BoundedLog) {
     // Read to the end whatever happens to the log: a guest must not wait for its console.
     while let Ok(length @ 1..) = console.read(&mut chunk).await {
         // A write of a few KiB into the page cache; not worth another thread.
-        let written = log.as_mut().map(|log| log.write(&chunk[..length]));
+        let written = log.as_mut().map(|log| log.write_all(&chunk[..length]));
         if let (Some(Err(error)), Some(failed)) = (written, log.as_ref()) {
-            tracing::warn!(path = %failed.path.display(), %error, "console log given up");
+            tracing::warn!(path = %failed.path().display(), %error, "console log given up");
             log = None;
         }
     }
@@ -106,18 +71,6 @@ fn tail(path: &Path) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flooded_log_keeps_at_most_two_limits() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("console.log");
-        let mut log = BoundedLog::create(&path, 100).unwrap();
-        for _ in 0..1000 {
-            log.write(b"0123456789").unwrap();
-        }
-        let sizes = [&path, &old(&path)].map(|path| std::fs::metadata(path).unwrap().len());
-        assert_eq!(sizes, [100, 100]);
-    }
 
     #[tokio::test]
     async fn the_last_lines_are_there_when_the_console_has_ended() {
