@@ -295,6 +295,18 @@ fn a_log_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_state_folder_that_nix_cannot_read_is_refused() {
+    let installation = Installation::new("");
+    let spaced = installation.path().join("my state");
+    let said = installation.run(&["machines", "--state-dir", spaced.to_str().unwrap()]);
+    assert_snapshot!(all(&said), @r"
+    exit code: 1
+    error: the state folder `[DIR]/my state` has white space in its name, which Nix cannot read; name another one with `--state-dir`
+    ");
+    assert!(!spaced.exists());
+}
+
+#[test]
 fn the_state_folder_is_private() {
     use std::os::unix::fs::PermissionsExt;
     let installation = Installation::new("");

@@ -7,6 +7,7 @@ use super::{Context, parse_system};
 use crate::gateway::keys::GatewayKeys;
 use crate::nix::System;
 use crate::nix::machines::{BuildMachines, nix_conf, ssh_config};
+use crate::state;
 
 #[derive(Debug, Args)]
 pub(super) struct MachinesArgs {
@@ -30,6 +31,8 @@ enum Format {
 
 pub(super) fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
     let config = context.config()?;
+    // The keys lie in it; and Nix must be able to read its name.
+    state::prepare(&context.paths)?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
     let systems: Vec<System> = args
         .system
