@@ -1,5 +1,8 @@
 //! A QEMU together with all that must be gone at its end: one task owns the process and the private folder.
 
+use std::io;
+use std::process::ExitStatus;
+
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -103,33 +106,61 @@ async fn look_after(
     mut wished: watch::Receiver<Wish>,
     fate: watch::Receiver<Option<Fate>>,
 ) -> End {
-    let status = tokio::select! {
+    let killed_for = tokio::select! {
         biased;
-        status = process.wait() => status,
-        () = kill_wished(&mut wished) => {
-            process.kill();
-            process.wait().await
-        }
+        _ = process.wait() => None,
+        () = kill_wished(&mut wished) => None,
+        fate = kill_asked(fate.clone()) => Some(fate),
     };
+    // Asked before the kill: whoever hears of the VM's trouble may wish its end as well.
     let was_asked = *wished.borrow() > Wish::Run || wished.has_changed().is_err();
+    process.kill();
+    let status = process.wait().await;
     let stderr = process.last_words().await;
     let fate = settled(fate).await;
     remove(dir).await;
-    let exit = match (was_asked, fate, status) {
-        (true, ..) => VmExit::Stopped,
-        (false, _, Err(error)) => VmExit::Died(format!("QEMU could not be waited for: {error}")),
-        // A QEMU that was killed while its guest shut down was killed.
-        (false, Some(fate), Ok(status)) if status.code().is_some() => {
-            VmExit::Died(fate.to_string())
-        }
-        (false, _, Ok(status)) => VmExit::Died(exit_in_words(status, &stderr)),
+    let exit = if was_asked {
+        VmExit::Stopped
+    } else {
+        VmExit::Died(cause(killed_for, fate, status, &stderr))
     };
     End { exit, stderr }
+}
+
+/// Why a VM has ended that nobody had asked to.
+fn cause(
+    killed_for: Option<Fate>,
+    fate: Option<Fate>,
+    status: io::Result<ExitStatus>,
+    stderr: &[String],
+) -> String {
+    match (killed_for, fate, status) {
+        (Some(fate), ..) => fate.to_string(),
+        (None, _, Err(error)) => format!("QEMU could not be waited for: {error}"),
+        // A QEMU that was killed while its guest shut down was killed.
+        (None, Some(fate), Ok(status)) if status.code().is_some() => fate.to_string(),
+        (None, _, Ok(status)) => exit_in_words(status, stderr),
+    }
 }
 
 /// Resolves when a kill is wished, or when nobody is left to wish anything.
 async fn kill_wished(wished: &mut watch::Receiver<Wish>) {
     let _ = wished.wait_for(|wish| *wish == Wish::Kill).await;
+}
+
+/// Resolves when the guest is lost while QEMU goes on.
+async fn kill_asked(mut fate: watch::Receiver<Option<Fate>>) -> Fate {
+    let asking = |fate: &Option<Fate>| fate.as_ref().is_some_and(Fate::asks_for_a_kill);
+    let told = fate
+        .wait_for(asking)
+        .await
+        .ok()
+        .and_then(|fate| fate.clone());
+    match told {
+        Some(fate) => fate,
+        // Nothing will be told any more.
+        None => std::future::pending().await,
+    }
 }
 
 /// What the monitor told, once it cannot tell more.
@@ -138,7 +169,7 @@ async fn settled(mut fate: watch::Receiver<Option<Fate>>) -> Option<Fate> {
     if within("the monitor's end", FATE_LIMIT, told).await.is_err() {
         tracing::warn!("QEMU has ended but its monitor's events are still read");
     }
-    *fate.borrow()
+    fate.borrow().clone()
 }
 
 async fn remove(dir: TempDir) {
@@ -180,6 +211,14 @@ mod tests {
         let (machine, _dir) = machine("exit 0", Some(Fate::Panicked));
         let died = VmExit::Died("the guest's kernel panicked".to_owned());
         assert_eq!(machine.ended().await.exit, died);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_lost_ends_qemu_with_the_cause() {
+        let full = Fate::DiskFull("/vms".into());
+        let (machine, dir) = machine("sleep 1000", Some(full.clone()));
+        assert_eq!(machine.ended().await.exit, VmExit::Died(full.to_string()));
+        assert!(!dir.exists());
     }
 
     #[tokio::test]

@@ -102,7 +102,7 @@ async fn start(spec: &VmSpec) -> anyhow::Result<Started> {
     let arguments = command::arguments(spec, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
     let process = Process::spawn(&spec.qemu, &arguments, &spec.console_log)?;
-    let (sinks, sources) = channels(&spec.name, spec.slots);
+    let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
     Ok(Started {
         machine: Machine::new(process, dir, sources.fate),
         layout,

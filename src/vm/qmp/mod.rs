@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp");
         let listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _sources) = channels("riscv64-1", 0);
+        let (sinks, _sources) = channels("riscv64-1", Path::new("/vms"), 0);
         let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
         let qmp = qmp.unwrap();
 
@@ -171,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp");
         let listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _sources) = channels("riscv64-1", 0);
+        let (sinks, _sources) = channels("riscv64-1", Path::new("/vms"), 0);
         let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
         drop(qmp);
         assert_eq!(qemu.read(&mut [0]).await.unwrap(), 0);
@@ -181,11 +181,11 @@ mod tests {
     async fn a_silent_monitor_is_told_from_one_that_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp");
-        let (sinks, _) = channels("riscv64-1", 0);
+        let (sinks, _) = channels("riscv64-1", Path::new("/vms"), 0);
         let dead = Qmp::connect(&socket, sinks).await.err().unwrap();
         assert!(format!("{dead:#}").contains("No such file"), "{dead:#}");
         let _listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _) = channels("riscv64-1", 0);
+        let (sinks, _) = channels("riscv64-1", Path::new("/vms"), 0);
         let hung = Qmp::connect(&socket, sinks).await.err().unwrap();
         assert!(format!("{hung:#}").contains("hangs"), "{hung:#}");
     }
