@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -12,7 +13,10 @@ use super::qmp::events::Fate;
 use super::wait::within;
 
 /// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time.
-const FATE_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+const FATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A QEMU that ends closes its monitor first, and then has a moment to say how it ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the VM's owner wants. Later ones overrule earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,7 +142,9 @@ fn cause(
         (Some(fate), ..) => fate.to_string(),
         (None, _, Err(error)) => format!("QEMU could not be waited for: {error}"),
         // A QEMU that was killed while its guest shut down was killed.
-        (None, Some(fate), Ok(status)) if status.code().is_some() => fate.to_string(),
+        (None, Some(fate), Ok(status)) if !fate.asks_for_a_kill() && status.code().is_some() => {
+            fate.to_string()
+        }
         (None, _, Ok(status)) => exit_in_words(status, stderr),
     }
 }
@@ -157,6 +163,10 @@ async fn kill_asked(mut fate: watch::Receiver<Option<Fate>>) -> Fate {
         .ok()
         .and_then(|fate| fate.clone());
     match told {
+        Some(fate @ Fate::MonitorLost(_)) => {
+            tokio::time::sleep(EXIT_LIMIT).await;
+            fate
+        }
         Some(fate) => fate,
         // Nothing will be told any more.
         None => std::future::pending().await,
@@ -182,62 +192,4 @@ async fn remove(dir: TempDir) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-    use std::path::Path;
-
-    use super::*;
-
-    fn machine(script: &str, fate: Option<Fate>) -> (Machine, std::path::PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let arguments = ["-c", script].map(OsString::from);
-        let process =
-            Process::spawn(Path::new("/bin/sh"), &arguments, &dir.path().join("log")).unwrap();
-        let (_, fate) = watch::channel(fate);
-        (Machine::new(process, dir, fate), path)
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_ends_by_itself_has_died() {
-        let (machine, dir) = machine("echo no such CPU >&2; exit 1", None);
-        let died = VmExit::Died("QEMU exited with status 1: no such CPU".to_owned());
-        assert_eq!(machine.ended().await.exit, died);
-        assert!(!dir.exists());
-    }
-
-    #[tokio::test]
-    async fn what_the_monitor_told_explains_the_end() {
-        let (machine, _dir) = machine("exit 0", Some(Fate::Panicked));
-        let died = VmExit::Died("the guest's kernel panicked".to_owned());
-        assert_eq!(machine.ended().await.exit, died);
-    }
-
-    #[tokio::test]
-    async fn a_guest_that_is_lost_ends_qemu_with_the_cause() {
-        let full = Fate::DiskFull("/vms".into());
-        let (machine, dir) = machine("sleep 1000", Some(full.clone()));
-        assert_eq!(machine.ended().await.exit, VmExit::Died(full.to_string()));
-        assert!(!dir.exists());
-    }
-
-    #[tokio::test]
-    async fn a_kill_overrules_a_stop_and_both_count_as_asked() {
-        let (machine, dir) = machine("sleep 1000", None);
-        assert!(machine.wish(Wish::Stop));
-        assert!(!machine.wish(Wish::Stop));
-        assert!(machine.wish(Wish::Kill));
-        assert!(!machine.wish(Wish::Stop));
-        assert_eq!(machine.ended().await.exit, VmExit::Stopped);
-        assert!(!dir.exists());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_machine_is_killed_and_its_folder_removed() {
-        let (machine, dir) = machine("sleep 1000", None);
-        let end = machine.end_watch();
-        drop(machine);
-        assert_eq!(end.ended().await.exit, VmExit::Stopped);
-        assert!(!dir.exists());
-    }
-}
+mod tests;

@@ -183,7 +183,7 @@ impl Port {
         }
         while self.is_open_or_unknown().await {
             if news.changed().await.is_err() {
-                // No monitor any more: the end of QEMU's socket has to do.
+                // No monitor any more, so QEMU ends or is killed, and with it its socket.
                 std::future::pending::<()>().await;
             }
         }

@@ -21,12 +21,14 @@ pub(in crate::vm) enum Fate {
     Signalled,
     /// There is no room for the VM's disk in this folder, and QEMU has paused the guest.
     DiskFull(PathBuf),
+    /// Nothing can be asked of QEMU any more; the text says why.
+    MonitorLost(String),
 }
 
 impl Fate {
     /// Whether QEMU does not end by itself although its guest is lost.
     pub(in crate::vm) fn asks_for_a_kill(&self) -> bool {
-        matches!(self, Self::DiskFull(_))
+        matches!(self, Self::DiskFull(_) | Self::MonitorLost(_))
     }
 }
 
@@ -44,6 +46,7 @@ impl fmt::Display for Fate {
                 "this machine's disk is full: no room for the VM's disk in `{}`",
                 folder.display()
             ),
+            Self::MonitorLost(why) => write!(f, "QEMU's monitor connection was lost: {why}"),
         }
     }
 }
@@ -104,6 +107,11 @@ impl EventSinks {
             "BLOCK_IO_ERROR" => self.disk_failed(data),
             _ => {}
         }
+    }
+
+    /// There will be no events any more.
+    pub(super) fn lost(&self, why: String) {
+        self.tell(Fate::MonitorLost(why));
     }
 
     /// A guest that is not paused has been told of the error, and lives with it.
