@@ -12,8 +12,13 @@ use super::process::{Process, exit_in_words};
 use super::qmp::events::Fate;
 use super::wait::within;
 
-/// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time.
-const FATE_LIMIT: Duration = Duration::from_secs(2);
+/// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time. Those who hear of an
+/// end late have lost their build long before.
+const FATE_LIMIT: Duration = Duration::from_millis(300);
+
+/// Removing a disk of gigabytes takes a moment, on a busy disk a long one, and nobody should wait for that to hear of a
+/// VM's end.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A QEMU that ends closes its monitor first, and then has a moment to say how it ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
@@ -43,7 +48,7 @@ pub(super) struct EndWatch {
 }
 
 impl EndWatch {
-    /// Waits until QEMU has ended and was reaped and its folder is gone. Cancel safe.
+    /// Waits until QEMU has ended and was reaped and its folder is gone or going. Cancel safe.
     pub(super) async fn ended(&self) -> End {
         let mut end = self.end.clone();
         match end.wait_for(Option::is_some).await.as_deref() {
@@ -120,9 +125,7 @@ async fn look_after(
     let was_asked = *wished.borrow() > Wish::Run || wished.has_changed().is_err();
     process.kill();
     let status = process.wait().await;
-    let stderr = process.last_words().await;
-    let fate = settled(fate).await;
-    remove(dir).await;
+    let (stderr, fate, ()) = tokio::join!(process.last_words(), settled(fate), remove(dir));
     let exit = if was_asked {
         VmExit::Stopped
     } else {
@@ -184,10 +187,17 @@ async fn settled(mut fate: watch::Receiver<Option<Fate>>) -> Option<Fate> {
 
 async fn remove(dir: TempDir) {
     let path = dir.path().to_owned();
-    // The overlay may hold gigabytes, which take a file system a moment.
-    let removed = tokio::task::spawn_blocking(move || dir.close()).await;
-    if let Ok(Err(error)) = removed {
-        tracing::warn!(path = %path.display(), %error, "a VM's folder could not be removed");
+    // The runtime does not end before it, however long it takes.
+    let removal = tokio::task::spawn_blocking(move || {
+        if let Err(error) = dir.close() {
+            tracing::warn!(path = %path.display(), %error, "a VM's folder could not be removed");
+        }
+    });
+    if within("the removal of a VM's folder", REMOVAL_LIMIT, removal)
+        .await
+        .is_err()
+    {
+        tracing::warn!("a VM's folder is still being removed");
     }
 }
 

@@ -67,3 +67,11 @@ async fn a_dropped_machine_is_killed_and_its_folder_removed() {
     assert_eq!(end.ended().await.exit, VmExit::Stopped);
     assert!(!dir.exists());
 }
+
+#[tokio::test]
+async fn an_end_is_told_soon_although_somebody_holds_its_pipes() {
+    let (machine, _dir) = machine("setsid sleep 5 & exit 1", None);
+    let end = within("the end", Duration::from_secs(2), machine.ended()).await;
+    let died = VmExit::Died("QEMU exited with status 1".to_owned());
+    assert_eq!(end.unwrap().exit, died);
+}
