@@ -7,6 +7,7 @@ mod boot_error;
 mod command;
 mod console;
 mod disk;
+mod guest_text;
 mod hop;
 pub mod host;
 pub mod leftovers;

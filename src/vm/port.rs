@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::agent::{Agent, GuestOutput, GuestPid};
 use super::command::port_id;
+use super::guest_text::quoted;
 use super::hop::{Hop, pump};
 use super::machine::EndWatch;
 use super::qmp::Qmp;
@@ -157,7 +158,7 @@ impl Port {
         };
         match end {
             Ok(output) => {
-                let stderr = String::from_utf8_lossy(&output.stderr);
+                let stderr = quoted(&output.stderr);
                 tracing::debug!(slot = self.slot, status = output.status, %stderr, "session ended");
                 drop(permit);
             }
@@ -242,7 +243,7 @@ pub(super) struct SessionFailed {
 impl SessionFailed {
     fn new(output: &GuestOutput) -> Self {
         Self {
-            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            said: quoted(&output.stderr),
         }
     }
 }

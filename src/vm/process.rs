@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use super::console;
+use super::guest_text::quoted;
 use super::wait::within;
 
 /// How much of QEMU's standard error is kept.
@@ -103,7 +104,8 @@ async fn keep_last_lines(stderr: ChildStderr) -> Vec<String> {
         if lines.len() == LAST_LINES {
             lines.pop_front();
         }
-        lines.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
+        // Of its guest, too: QEMU reports what guests do wrong.
+        lines.push_back(quoted(&line));
         line.clear();
     }
     lines.into()
