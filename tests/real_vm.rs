@@ -231,6 +231,55 @@ async fn a_guest_that_panics_is_reported_as_such() {
     assert_nothing_is_left(dir.path());
 }
 
+/// A file system of 64 MiB, unmounted with the test's end.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"])
+            .arg(dir.path())
+            .output();
+        mount
+            .is_ok_and(|output| output.status.success())
+            .then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let umount = std::process::Command::new("umount")
+            .arg(self.0.path())
+            .status();
+        assert!(umount.unwrap().success() || std::thread::panicking());
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_the_vm_and_is_named() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("skipped: making a small disk takes root");
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    let mut spec = spec(System::Riscv64Linux, dir.path());
+    spec.private_parent = disk.0.path().to_owned();
+    let vm = Qemu
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await
+        .unwrap();
+    let script = "dd if=/dev/urandom of=/var/tmp/big bs=1M count=100; sync";
+    let fill = ["-c", script];
+    // The agent of a guest that is paused does not answer.
+    let filling = vm.run("/bin/sh", &fill, PATIENCE);
+    let (_, end) = tokio::join!(filling, soon("the VM's end", vm.ended()));
+    let folder = disk.0.path().display();
+    let cause = format!("this machine's disk is full: no room for the VM's disk in `{folder}`");
+    assert_eq!(end, VmExit::Died(cause));
+    assert_eq!(std::fs::read_dir(disk.0.path()).unwrap().count(), 0);
+}
+
 #[tokio::test]
 async fn a_kill_ends_a_shutdown_that_takes_its_time() {
     let dir = TempDir::new().unwrap();

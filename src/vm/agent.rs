@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Mutex;
 
+use super::guest_text::quoted;
 use super::wait::{Pace, within};
 
 /// An agent that runs answers in tens of milliseconds, on a starved host in seconds.
@@ -183,7 +184,8 @@ impl Connection {
         match tokio::time::timeout(limit, service.execute(command)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(qapi::ExecuteError::Qapi(refused))) => {
-                Err(refused).with_context(|| format!("guest agent command `{}`", C::NAME))
+                let said = quoted(refused.desc.as_bytes());
+                Err(anyhow::anyhow!(said).context(format!("guest agent command `{}`", C::NAME)))
             }
             // The reply may still come: the next request must not take it for its own.
             Ok(Err(qapi::ExecuteError::Io(_))) | Err(_) => {

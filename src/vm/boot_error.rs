@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ready::Requirement;
+use super::ready::{Requirement, Unmet};
 
 /// How many lines of the console an error carries.
 pub(super) const CONSOLE_LINES: usize = 20;
@@ -17,7 +17,7 @@ pub(super) enum BootFailure {
     /// QEMU ended; the text says how.
     Died(String),
     /// It took too long.
-    TimedOut(Requirement, Duration),
+    TimedOut(Unmet, Duration),
     /// A requirement cannot be met.
     Failed(Requirement, anyhow::Error),
 }
@@ -43,11 +43,14 @@ impl fmt::Display for BootError {
                 write!(f, "`{vm}` ended while it started: {cause}")?;
                 None
             }
-            BootFailure::TimedOut(requirement, limit) => {
+            BootFailure::TimedOut(unmet, limit) => {
                 let limit = humantime::format_duration(*limit);
-                let stage = requirement.stage();
+                let stage = unmet.requirement.stage();
                 write!(f, "`{vm}` did not come up within {limit}: still {stage}")?;
-                Some(requirement.hint())
+                if let Some(failure) = &unmet.last_failure {
+                    write!(f, "; the last attempt: {failure}")?;
+                }
+                Some(unmet.requirement.hint())
             }
             BootFailure::Failed(requirement, error) => {
                 let stage = requirement.stage();
@@ -87,7 +90,7 @@ mod tests {
     #[test]
     fn a_boot_error_says_what_where_and_what_next() {
         let limit = Duration::from_secs(120);
-        insta::assert_snapshot!(error(BootFailure::TimedOut(Requirement::AgentAnswers, limit)), @r"
+        insta::assert_snapshot!(error(BootFailure::TimedOut(Unmet::new(Requirement::AgentAnswers), limit)), @r"
         `riscv64-1` did not come up within 2m: still waiting for the guest agent
         QEMU said:
           qemu: disk image is locked
@@ -97,6 +100,17 @@ mod tests {
         all of the console: /log/riscv64-1.log
         hint: the console shows how far the guest got; a slow machine needs a longer boot timeout
         ");
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_come_is_told_with_its_last_words() {
+        let unmet = Unmet {
+            last_failure: Some("no answer: it answered 0x7".to_owned()),
+            ..Unmet::new(Requirement::DaemonAnswers)
+        };
+        let error = error(BootFailure::TimedOut(unmet, Duration::from_secs(120)));
+        let expected = "within 2m: still waiting for the nix-daemon; the last attempt: no answer: it answered 0x7\n";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]

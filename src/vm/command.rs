@@ -95,7 +95,7 @@ fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
 }
 
 /// The overlay dies with the VM, so nothing is ever flushed. When the host's disk is full the VM pauses rather than
-/// seeing errors.
+/// seeing errors, which is told by an event, and it is ended: nobody would free space for a guest that hangs unseen.
 fn disk_args(layout: &Layout) -> Vec<OsString> {
     let mut drive = with_path("if=none,id=disk,format=qcow2,file=", &layout.overlay());
     drive.push(",cache=unsafe,discard=unmap,detect-zeroes=unmap");

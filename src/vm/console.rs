@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::guest_text::quoted;
 use crate::bounded_log::BoundedLog;
 
 /// The console log and its predecessor hold this much each: a boot writes 5 KiB, and a guest that floods its console
@@ -39,7 +40,7 @@ async fn copy(mut console: impl AsyncRead + Unpin, log: BoundedLog) {
     }
 }
 
-/// The last lines of a console log, without the control characters that terminals understand. Empty if there is none.
+/// The last lines of a console log, as they can be quoted. Empty if there is none.
 pub(super) fn last_lines(path: &Path, count: usize) -> Vec<String> {
     let Ok(tail) = tail(path) else {
         return Vec::new();
@@ -47,7 +48,7 @@ pub(super) fn last_lines(path: &Path, count: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(&tail);
     let mut lines = VecDeque::with_capacity(count);
     for line in text.lines() {
-        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        let line = quoted(line.as_bytes());
         if line.trim().is_empty() {
             continue;
         }
@@ -78,7 +79,7 @@ mod tests {
         let path = dir.path().join("console.log");
         let console = std::io::Cursor::new("one\r\n\r\n\u{1b}two\r\nthree\r\n");
         record(console, &path).unwrap().await.unwrap();
-        assert_eq!(last_lines(&path, 2), ["two", "three"]);
+        assert_eq!(last_lines(&path, 2), [" two", "three"]);
         assert_eq!(last_lines(&dir.path().join("none"), 2), [""; 0]);
     }
 }

@@ -1,5 +1,9 @@
 //! A QEMU together with all that must be gone at its end: one task owns the process and the private folder.
 
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
+
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -8,8 +12,16 @@ use super::process::{Process, exit_in_words};
 use super::qmp::events::Fate;
 use super::wait::within;
 
-/// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time.
-const FATE_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// QEMU's last events are in the monitor's socket when QEMU has ended; reading them takes no time. Those who hear of an
+/// end late have lost their build long before.
+const FATE_LIMIT: Duration = Duration::from_millis(300);
+
+/// Removing a disk of gigabytes takes a moment, on a busy disk a long one, and nobody should wait for that to hear of a
+/// VM's end.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// A QEMU that ends closes its monitor first, and then has a moment to say how it ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the VM's owner wants. Later ones overrule earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +48,7 @@ pub(super) struct EndWatch {
 }
 
 impl EndWatch {
-    /// Waits until QEMU has ended and was reaped and its folder is gone. Cancel safe.
+    /// Waits until QEMU has ended and was reaped and its folder is gone or going. Cancel safe.
     pub(super) async fn ended(&self) -> End {
         let mut end = self.end.clone();
         match end.wait_for(Option::is_some).await.as_deref() {
@@ -103,33 +115,65 @@ async fn look_after(
     mut wished: watch::Receiver<Wish>,
     fate: watch::Receiver<Option<Fate>>,
 ) -> End {
-    let status = tokio::select! {
+    let killed_for = tokio::select! {
         biased;
-        status = process.wait() => status,
-        () = kill_wished(&mut wished) => {
-            process.kill();
-            process.wait().await
-        }
+        _ = process.wait() => None,
+        () = kill_wished(&mut wished) => None,
+        fate = kill_asked(fate.clone()) => Some(fate),
     };
+    // Asked before the kill: whoever hears of the VM's trouble may wish its end as well.
     let was_asked = *wished.borrow() > Wish::Run || wished.has_changed().is_err();
-    let stderr = process.last_words().await;
-    let fate = settled(fate).await;
-    remove(dir).await;
-    let exit = match (was_asked, fate, status) {
-        (true, ..) => VmExit::Stopped,
-        (false, _, Err(error)) => VmExit::Died(format!("QEMU could not be waited for: {error}")),
-        // A QEMU that was killed while its guest shut down was killed.
-        (false, Some(fate), Ok(status)) if status.code().is_some() => {
-            VmExit::Died(fate.to_string())
-        }
-        (false, _, Ok(status)) => VmExit::Died(exit_in_words(status, &stderr)),
+    process.kill();
+    let status = process.wait().await;
+    let (stderr, fate, ()) = tokio::join!(process.last_words(), settled(fate), remove(dir));
+    let exit = if was_asked {
+        VmExit::Stopped
+    } else {
+        VmExit::Died(cause(killed_for, fate, status, &stderr))
     };
     End { exit, stderr }
+}
+
+/// Why a VM has ended that nobody had asked to.
+fn cause(
+    killed_for: Option<Fate>,
+    fate: Option<Fate>,
+    status: io::Result<ExitStatus>,
+    stderr: &[String],
+) -> String {
+    match (killed_for, fate, status) {
+        (Some(fate), ..) => fate.to_string(),
+        (None, _, Err(error)) => format!("QEMU could not be waited for: {error}"),
+        // A QEMU that was killed while its guest shut down was killed.
+        (None, Some(fate), Ok(status)) if !fate.asks_for_a_kill() && status.code().is_some() => {
+            fate.to_string()
+        }
+        (None, _, Ok(status)) => exit_in_words(status, stderr),
+    }
 }
 
 /// Resolves when a kill is wished, or when nobody is left to wish anything.
 async fn kill_wished(wished: &mut watch::Receiver<Wish>) {
     let _ = wished.wait_for(|wish| *wish == Wish::Kill).await;
+}
+
+/// Resolves when the guest is lost while QEMU goes on.
+async fn kill_asked(mut fate: watch::Receiver<Option<Fate>>) -> Fate {
+    let asking = |fate: &Option<Fate>| fate.as_ref().is_some_and(Fate::asks_for_a_kill);
+    let told = fate
+        .wait_for(asking)
+        .await
+        .ok()
+        .and_then(|fate| fate.clone());
+    match told {
+        Some(fate @ Fate::MonitorLost(_)) => {
+            tokio::time::sleep(EXIT_LIMIT).await;
+            fate
+        }
+        Some(fate) => fate,
+        // Nothing will be told any more.
+        None => std::future::pending().await,
+    }
 }
 
 /// What the monitor told, once it cannot tell more.
@@ -138,67 +182,24 @@ async fn settled(mut fate: watch::Receiver<Option<Fate>>) -> Option<Fate> {
     if within("the monitor's end", FATE_LIMIT, told).await.is_err() {
         tracing::warn!("QEMU has ended but its monitor's events are still read");
     }
-    *fate.borrow()
+    fate.borrow().clone()
 }
 
 async fn remove(dir: TempDir) {
     let path = dir.path().to_owned();
-    // The overlay may hold gigabytes, which take a file system a moment.
-    let removed = tokio::task::spawn_blocking(move || dir.close()).await;
-    if let Ok(Err(error)) = removed {
-        tracing::warn!(path = %path.display(), %error, "a VM's folder could not be removed");
+    // The runtime does not end before it, however long it takes.
+    let removal = tokio::task::spawn_blocking(move || {
+        if let Err(error) = dir.close() {
+            tracing::warn!(path = %path.display(), %error, "a VM's folder could not be removed");
+        }
+    });
+    if within("the removal of a VM's folder", REMOVAL_LIMIT, removal)
+        .await
+        .is_err()
+    {
+        tracing::warn!("a VM's folder is still being removed");
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-    use std::path::Path;
-
-    use super::*;
-
-    fn machine(script: &str, fate: Option<Fate>) -> (Machine, std::path::PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let arguments = ["-c", script].map(OsString::from);
-        let process =
-            Process::spawn(Path::new("/bin/sh"), &arguments, &dir.path().join("log")).unwrap();
-        let (_, fate) = watch::channel(fate);
-        (Machine::new(process, dir, fate), path)
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_ends_by_itself_has_died() {
-        let (machine, dir) = machine("echo no such CPU >&2; exit 1", None);
-        let died = VmExit::Died("QEMU exited with status 1: no such CPU".to_owned());
-        assert_eq!(machine.ended().await.exit, died);
-        assert!(!dir.exists());
-    }
-
-    #[tokio::test]
-    async fn what_the_monitor_told_explains_the_end() {
-        let (machine, _dir) = machine("exit 0", Some(Fate::Panicked));
-        let died = VmExit::Died("the guest's kernel panicked".to_owned());
-        assert_eq!(machine.ended().await.exit, died);
-    }
-
-    #[tokio::test]
-    async fn a_kill_overrules_a_stop_and_both_count_as_asked() {
-        let (machine, dir) = machine("sleep 1000", None);
-        assert!(machine.wish(Wish::Stop));
-        assert!(!machine.wish(Wish::Stop));
-        assert!(machine.wish(Wish::Kill));
-        assert!(!machine.wish(Wish::Stop));
-        assert_eq!(machine.ended().await.exit, VmExit::Stopped);
-        assert!(!dir.exists());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_machine_is_killed_and_its_folder_removed() {
-        let (machine, dir) = machine("sleep 1000", None);
-        let end = machine.end_watch();
-        drop(machine);
-        assert_eq!(end.ended().await.exit, VmExit::Stopped);
-        assert!(!dir.exists());
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ mod boot_error;
 mod command;
 mod console;
 mod disk;
+mod guest_text;
 mod hop;
 pub mod host;
 pub mod leftovers;
@@ -107,7 +108,8 @@ pub trait RunningVm: Send + Sync + 'static {
     /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
     fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
 
-    /// Resolves when QEMU has ended for whatever reason, was reaped, and the private folder is gone. Cancel safe.
+    /// Resolves when QEMU has ended for whatever reason, was reaped, and the private folder is gone. A folder whose
+    /// removal takes more than a second goes after that, and the process does not end before. Cancel safe.
     fn ended(&self) -> impl Future<Output = VmExit> + Send;
 
     /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill. Returns at once; a second call is

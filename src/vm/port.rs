@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::agent::{Agent, GuestOutput, GuestPid};
 use super::command::port_id;
+use super::guest_text::quoted;
 use super::hop::{Hop, pump};
 use super::machine::EndWatch;
 use super::qmp::Qmp;
@@ -157,7 +158,7 @@ impl Port {
         };
         match end {
             Ok(output) => {
-                let stderr = String::from_utf8_lossy(&output.stderr);
+                let stderr = quoted(&output.stderr);
                 tracing::debug!(slot = self.slot, status = output.status, %stderr, "session ended");
                 drop(permit);
             }
@@ -183,7 +184,7 @@ impl Port {
         }
         while self.is_open_or_unknown().await {
             if news.changed().await.is_err() {
-                // No monitor any more: the end of QEMU's socket has to do.
+                // No monitor any more, so QEMU ends or is killed, and with it its socket.
                 std::future::pending::<()>().await;
             }
         }
@@ -242,7 +243,7 @@ pub(super) struct SessionFailed {
 impl SessionFailed {
     fn new(output: &GuestOutput) -> Self {
         Self {
-            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            said: quoted(&output.stderr),
         }
     }
 }

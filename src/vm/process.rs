@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use super::console;
+use super::guest_text::quoted;
 use super::wait::within;
 
 /// How much of QEMU's standard error is kept.
@@ -24,7 +25,7 @@ const LAST_LINES: usize = 20;
 const LINE_LIMIT: u64 = 4096;
 
 /// Pipes end with the last process that holds them, and QEMU has no children.
-const PIPES_LIMIT: Duration = Duration::from_secs(2);
+const PIPES_LIMIT: Duration = Duration::from_millis(300);
 
 /// A QEMU that was started.
 #[derive(Debug)]
@@ -80,16 +81,14 @@ impl Process {
 
     /// What QEMU said last, and the console's log complete, after its end.
     pub(super) async fn last_words(self) -> Vec<String> {
-        if within("the console's end", PIPES_LIMIT, self.console)
-            .await
-            .is_err()
-        {
-            tracing::warn!("QEMU has ended but its console pipe is still open");
+        let (console, stderr) = tokio::join!(
+            within("the console's end", PIPES_LIMIT, self.console),
+            within("QEMU's standard error to end", PIPES_LIMIT, self.stderr),
+        );
+        if console.is_err() || stderr.is_err() {
+            tracing::warn!("QEMU has ended but one of its pipes is still open");
         }
-        match within("QEMU's standard error to end", PIPES_LIMIT, self.stderr).await {
-            Ok(Ok(lines)) => lines,
-            _ => Vec::new(),
-        }
+        stderr.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 
@@ -105,7 +104,8 @@ async fn keep_last_lines(stderr: ChildStderr) -> Vec<String> {
         if lines.len() == LAST_LINES {
             lines.pop_front();
         }
-        lines.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
+        // Of its guest, too: QEMU reports what guests do wrong.
+        lines.push_back(quoted(&line));
         line.clear();
     }
     lines.into()

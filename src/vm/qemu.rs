@@ -16,7 +16,7 @@ use super::private_dir::Layout;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::qmp::events::{EventSinks, channels};
-use super::ready::Requirement;
+use super::ready::{Requirement, Unmet};
 use super::wait::within;
 use super::{
     BootProgress, RunningVm, VmBackend, VmExit, VmSpec, command, console, disk, private_dir, ready,
@@ -71,12 +71,14 @@ impl VmBackend for Qemu {
             sinks,
             port_news,
         } = started.with_context(|| format!("starting `{}`", spec.name))?;
-        let (unmet, reached) = watch::channel(Requirement::QemuAnswers);
-        let enter = |requirement: Requirement| {
-            progress(requirement.stage());
-            unmet.send_replace(requirement);
+        let (unmet, reached) = watch::channel(Unmet::new(Requirement::QemuAnswers));
+        let note = |news: Unmet| {
+            if news.last_failure.is_none() {
+                progress(news.requirement.stage());
+            }
+            unmet.send_replace(news);
         };
-        let ready = enter_guest(&machine, &layout, sinks, port_news, enter);
+        let ready = enter_guest(&machine, &layout, sinks, port_news, note);
         let failure = tokio::select! {
             biased;
             () = abort.cancelled() => BootFailure::Aborted,
@@ -87,8 +89,8 @@ impl VmBackend for Qemu {
                     guest,
                     stop_grace: spec.stop_grace,
                 }),
-                Ok(Err(error)) => BootFailure::Failed(*reached.borrow(), error),
-                Err(_) => BootFailure::TimedOut(*reached.borrow(), spec.boot_timeout),
+                Ok(Err(error)) => BootFailure::Failed(reached.borrow().requirement, error),
+                Err(_) => BootFailure::TimedOut(reached.borrow().clone(), spec.boot_timeout),
             },
         };
         Err(give_up(&spec, machine, failure).await.into())
@@ -102,7 +104,7 @@ async fn start(spec: &VmSpec) -> anyhow::Result<Started> {
     let arguments = command::arguments(spec, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
     let process = Process::spawn(&spec.qemu, &arguments, &spec.console_log)?;
-    let (sinks, sources) = channels(&spec.name, spec.slots);
+    let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
     Ok(Started {
         machine: Machine::new(process, dir, sources.fate),
         layout,
@@ -111,19 +113,19 @@ async fn start(spec: &VmSpec) -> anyhow::Result<Started> {
     })
 }
 
-/// Meets one requirement after another; `enter` is told before each, the first one excepted.
+/// Meets one requirement after another; `note` is told before each, the first one excepted, and of attempts in vain.
 async fn enter_guest(
     machine: &Machine,
     layout: &Layout,
     sinks: EventSinks,
     port_news: Vec<watch::Receiver<u64>>,
-    enter: impl Fn(Requirement),
+    note: impl Fn(Unmet),
 ) -> anyhow::Result<Guest> {
     let qmp = Qmp::connect(&layout.qmp(), sinks).await?;
-    enter(Requirement::AgentAnswers);
+    note(Unmet::new(Requirement::AgentAnswers));
     let agent = Agent::new(layout.agent());
     agent.answers().await?;
-    enter(Requirement::ClockIsSet);
+    note(Unmet::new(Requirement::ClockIsSet));
     ready::set_clock(&agent).await?;
     let port = |(slot, news)| {
         let socket = layout.port(slot);
@@ -138,9 +140,15 @@ async fn enter_guest(
         Arc::new(port)
     };
     let ports: Vec<_> = (0..).zip(port_news).map(port).collect();
-    enter(Requirement::DaemonAnswers);
+    note(Unmet::new(Requirement::DaemonAnswers));
     let first = ports.first().context("a VM needs a slot at least")?;
-    ready::daemon_answers(|| first.open_hop()).await?;
+    let failed = |failure| {
+        note(Unmet {
+            requirement: Requirement::DaemonAnswers,
+            last_failure: Some(failure),
+        });
+    };
+    ready::daemon_answers(|| first.open_hop(), failed).await?;
     Ok(Guest { qmp, agent, ports })
 }
 

@@ -49,6 +49,25 @@ impl Requirement {
     }
 }
 
+/// How far a boot has come.
+#[derive(Clone, Debug)]
+pub(super) struct Unmet {
+    /// What is waited for.
+    pub(super) requirement: Requirement,
+    /// Why the last attempt at it failed.
+    pub(super) last_failure: Option<String>,
+}
+
+impl Unmet {
+    /// Nothing was tried yet.
+    pub(super) fn new(requirement: Requirement) -> Self {
+        Self {
+            requirement,
+            last_failure: None,
+        }
+    }
+}
+
 /// Sets the guest's clock to the host's.
 pub(super) async fn set_clock(agent: &Agent) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -57,25 +76,29 @@ pub(super) async fn set_clock(agent: &Agent) -> anyhow::Result<()> {
         .await
 }
 
-/// Waits until the guest's nix-daemon has answered the greeting of its protocol over a hop.
-pub(super) async fn daemon_answers<H>(open_hop: impl Fn() -> H) -> anyhow::Result<()>
+/// Waits until the guest's nix-daemon has answered the greeting of its protocol over a hop; `failed` is told of each
+/// attempt in vain.
+pub(super) async fn daemon_answers<H>(
+    open_hop: impl Fn() -> H,
+    failed: impl Fn(String),
+) -> anyhow::Result<()>
 where
     H: Future<Output = anyhow::Result<Hop>>,
 {
     // The agent may be up before the daemon listens, and a session that finds no daemon ends at once.
     let mut pace = Pace::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
-        match open_hop().await {
+        let failure = match open_hop().await {
             Ok(hop) => match within("the nix-daemon's answer", HANDSHAKE_LIMIT, greet(hop)).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => tracing::debug!(%error, "no answer from the nix-daemon yet"),
-                Err(error) => tracing::debug!(%error, "no answer from the nix-daemon yet"),
+                Ok(Err(error)) => format!("no answer: {error}"),
+                Err(error) => error.to_string(),
             },
-            Err(error) if error.is::<SessionFailed>() => {
-                tracing::debug!(error = format!("{error:#}"), "no nix-daemon yet");
-            }
+            Err(error) if error.is::<SessionFailed>() => format!("{error:#}"),
             Err(error) => return Err(error),
-        }
+        };
+        tracing::debug!(error = failure, "no nix-daemon yet");
+        failed(failure);
         pace.pause().await;
     }
 }
@@ -88,4 +111,31 @@ async fn greet(hop: Hop) -> std::io::Result<()> {
         return Err(std::io::Error::other(format!("it answered {magic:#x}")));
     }
     stream.read_u64_le().await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn attempts_in_vain_are_told_until_the_daemon_answers() {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
+        for (guest, magic) in theirs.iter().zip([7_u64, SERVER_MAGIC]) {
+            let answer = [magic, 0x126].map(u64::to_le_bytes).concat();
+            assert_eq!(guest.try_write(&answer).unwrap(), answer.len());
+        }
+        let hops = RefCell::new(ours.into_iter());
+        let open_hop = async || {
+            let stream = hops.borrow_mut().next().context("no more hops")?;
+            Ok(Hop { stream })
+        };
+        let told = RefCell::new(Vec::new());
+        let answered = daemon_answers(open_hop, |failure| told.borrow_mut().push(failure)).await;
+        answered.unwrap();
+        assert_eq!(told.into_inner(), ["no answer: it answered 0x7"]);
+    }
 }

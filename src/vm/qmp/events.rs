@@ -1,6 +1,7 @@
 //! QEMU's events, as far as anything here depends on them.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokio::sync::watch;
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 use crate::vm::command::port_id;
 
 /// How a guest's end came about, as QEMU tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::vm) enum Fate {
     /// The guest reported a panic through pvpanic.
     Panicked,
@@ -18,16 +19,35 @@ pub(in crate::vm) enum Fate {
     Restarted,
     /// Somebody sent QEMU a signal that it obeys.
     Signalled,
+    /// There is no room for the VM's disk in this folder, and QEMU has paused the guest.
+    DiskFull(PathBuf),
+    /// Nothing can be asked of QEMU any more; the text says why.
+    MonitorLost(String),
+}
+
+impl Fate {
+    /// Whether QEMU does not end by itself although its guest is lost.
+    pub(in crate::vm) fn asks_for_a_kill(&self) -> bool {
+        matches!(self, Self::DiskFull(_) | Self::MonitorLost(_))
+    }
 }
 
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Panicked => "the guest's kernel panicked",
-            Self::PoweredOff => "the guest powered itself off",
-            Self::Restarted => "the guest restarted itself, as a panicking kernel does",
-            Self::Signalled => "QEMU was told to end by a signal",
-        })
+        match self {
+            Self::Panicked => f.write_str("the guest's kernel panicked"),
+            Self::PoweredOff => f.write_str("the guest powered itself off"),
+            Self::Restarted => {
+                f.write_str("the guest restarted itself, as a panicking kernel does")
+            }
+            Self::Signalled => f.write_str("QEMU was told to end by a signal"),
+            Self::DiskFull(folder) => write!(
+                f,
+                "this machine's disk is full: no room for the VM's disk in `{}`",
+                folder.display()
+            ),
+            Self::MonitorLost(why) => write!(f, "QEMU's monitor connection was lost: {why}"),
+        }
     }
 }
 
@@ -35,6 +55,8 @@ impl fmt::Display for Fate {
 #[derive(Debug)]
 pub(in crate::vm) struct EventSinks {
     vm: String,
+    /// Where the folders of VMs are.
+    folder: PathBuf,
     fate: watch::Sender<Option<Fate>>,
     /// One per slot: counts what was heard of its port.
     ports: Vec<watch::Sender<u64>>,
@@ -49,12 +71,13 @@ pub(in crate::vm) struct EventSources {
     pub(in crate::vm) ports: Vec<watch::Receiver<u64>>,
 }
 
-/// Sinks and sources for the events of the VM `vm`.
-pub(in crate::vm) fn channels(vm: &str, slots: u32) -> (EventSinks, EventSources) {
+/// Sinks and sources for the events of the VM `vm`, whose disk is somewhere in `folder`.
+pub(in crate::vm) fn channels(vm: &str, folder: &Path, slots: u32) -> (EventSinks, EventSources) {
     let (fate, fate_told) = watch::channel(None);
     let (ports, ports_heard) = (0..slots).map(|_| watch::channel(0)).unzip();
     let sinks = EventSinks {
         vm: vm.to_owned(),
+        folder: folder.to_owned(),
         fate,
         ports,
     };
@@ -81,12 +104,23 @@ impl EventSinks {
                 Some("host-signal") => self.tell(Fate::Signalled),
                 _ => {}
             },
-            "BLOCK_IO_ERROR" => {
-                let action = data["action"].as_str().unwrap_or_default();
-                let reason = data["reason"].as_str().unwrap_or_default();
-                tracing::error!(vm = %self.vm, action, reason, "the VM's disk could not be written");
-            }
+            "BLOCK_IO_ERROR" => self.disk_failed(data),
             _ => {}
+        }
+    }
+
+    /// There will be no events any more.
+    pub(super) fn lost(&self, why: String) {
+        self.tell(Fate::MonitorLost(why));
+    }
+
+    /// A guest that is not paused has been told of the error, and lives with it.
+    fn disk_failed(&self, data: &Value) {
+        let action = data["action"].as_str().unwrap_or_default();
+        let reason = data["reason"].as_str().unwrap_or_default();
+        tracing::error!(vm = %self.vm, action, reason, "the VM's disk could not be used");
+        if action == "stop" || data["nospace"] == true {
+            self.tell(Fate::DiskFull(self.folder.clone()));
         }
     }
 
@@ -115,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_not_taken_for_the_shutdown_it_makes() {
-        let (sinks, sources) = channels("riscv64-1", 1);
+        let (sinks, sources) = channels("riscv64-1", Path::new("/vms"), 1);
         sinks.take(&json!({"event": "GUEST_PANICKED", "data": {"action": "shutdown"}}));
         sinks.take(
             &json!({"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}),
@@ -124,8 +158,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_without_room_is_an_end_and_one_with_an_error_is_not() {
+        let (sinks, sources) = channels("riscv64-1", Path::new("/vms"), 1);
+        let error = |action: &str, nospace: bool| {
+            let data =
+                json!({"operation": "write", "action": action, "nospace": nospace, "reason": "Oh"});
+            sinks.take(&json!({"event": "BLOCK_IO_ERROR", "data": data}));
+            sources.fate.borrow().as_ref().map(ToString::to_string)
+        };
+        assert_eq!(error("report", false), None);
+        let full = "this machine's disk is full: no room for the VM's disk in `/vms`";
+        assert_eq!(error("stop", true).as_deref(), Some(full));
+    }
+
+    #[test]
     fn a_port_hears_of_itself_only() {
-        let (sinks, sources) = channels("riscv64-1", 2);
+        let (sinks, sources) = channels("riscv64-1", Path::new("/vms"), 2);
         sinks.take(&json!({"event": "VSERPORT_CHANGE", "data": {"id": "port1", "open": false}}));
         sinks.take(&json!({"event": "VSERPORT_CHANGE", "data": {"id": "port7", "open": false}}));
         sinks.take(&json!({"event": "VSERPORT_CHANGE"}));

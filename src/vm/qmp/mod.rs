@@ -15,6 +15,7 @@ use tokio::net::unix::OwnedWriteHalf;
 
 use super::wait::{Pace, within};
 use events::EventSinks;
+use filter::FilterError;
 
 /// QEMU listens 40 ms after its start and greets at once; on a starved host it may take its time.
 const GREETING_LIMIT: Duration = Duration::from_secs(30);
@@ -50,28 +51,39 @@ impl Qmp {
     async fn greet(stream: UnixStream, sinks: EventSinks) -> anyhow::Result<Self> {
         let (from_qemu, to_qemu) = stream.into_split();
         let (from_filter, to_qapi) = tokio::io::simplex(filter::LINE_LIMIT);
+        let sinks = Arc::new(sinks);
+        let takers = Arc::clone(&sinks);
+        let mut filtered =
+            Box::pin(
+                async move { filter::run(from_qemu, to_qapi, |event| takers.take(event)).await },
+            );
+        let negotiated = async {
+            let greeted = QmpStreamTokio::open_split(from_filter, to_qemu)
+                .await
+                .context("reading the greeting of QEMU's monitor")?;
+            let stream = greeted.negotiate().await;
+            stream.context("negotiating with QEMU's monitor")
+        };
+        let stream = tokio::select! {
+            stream = negotiated => stream?,
+            outcome = &mut filtered => anyhow::bail!(in_words(outcome)),
+        };
+        let (service, replies) = stream.into_parts();
+        let service = Arc::new(service);
+        let users = Arc::downgrade(&service);
         tokio::spawn(async move {
-            let outcome = filter::run(from_qemu, to_qapi, |event| sinks.take(event)).await;
-            if let Err(error) = outcome {
-                let error = anyhow::Error::from(error);
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "connection to QEMU's monitor closed"
-                );
+            let why = tokio::select! {
+                // When the filter ends, qapi has nothing to read any more.
+                biased;
+                outcome = filtered => in_words(outcome),
+                () = replies.into_future() => "QEMU's replies make no sense".to_owned(),
+            };
+            // Without users it was closed by them.
+            if users.strong_count() > 0 {
+                sinks.lost(why);
             }
         });
-        let greeted = QmpStreamTokio::open_split(from_filter, to_qemu)
-            .await
-            .context("reading the greeting of QEMU's monitor")?;
-        let stream = greeted
-            .negotiate()
-            .await
-            .context("negotiating with QEMU's monitor")?;
-        let (service, replies) = stream.into_parts();
-        tokio::spawn(replies.into_future());
-        Ok(Self {
-            service: Arc::new(service),
-        })
+        Ok(Self { service })
     }
 
     /// Has QEMU execute a command.
@@ -88,6 +100,14 @@ impl Qmp {
             .with_context(|| format!("QEMU does not answer `{}`: it hangs", C::NAME))?
             .with_context(|| format!("QMP command `{}`", C::NAME))?
             .with_context(|| format!("QMP command `{}`", C::NAME))
+    }
+}
+
+/// Why the filter has ended.
+fn in_words(outcome: Result<(), FilterError>) -> String {
+    match outcome {
+        Ok(()) => "QEMU has closed its monitor".to_owned(),
+        Err(error) => format!("{:#}", anyhow::Error::from(error)),
     }
 }
 
@@ -121,7 +141,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use events::channels;
+    use events::{EventSources, Fate, channels};
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
 
@@ -141,14 +161,24 @@ mod tests {
         stream
     }
 
-    #[tokio::test]
-    async fn a_command_whose_caller_went_away_does_not_end_the_connection() {
+    /// A QEMU that has greeted, the connection to it, and what is told of it.
+    async fn connected() -> (BufReader<UnixStream>, Qmp, EventSources) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp");
         let listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _sources) = channels("riscv64-1", 0);
-        let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
-        let qmp = qmp.unwrap();
+        let (sinks, sources) = channels("riscv64-1", Path::new("/vms"), 0);
+        let (qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
+        (qemu, qmp.unwrap(), sources)
+    }
+
+    async fn fate_of(mut sources: EventSources) -> Option<Fate> {
+        while sources.fate.changed().await.is_ok() {}
+        sources.fate.borrow().clone()
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_caller_went_away_does_not_end_the_connection() {
+        let (mut qemu, qmp, _sources) = connected().await;
 
         let impatient = qmp.execute(qapi::qmp::query_chardev {});
         tokio::time::timeout(Duration::from_millis(20), impatient)
@@ -168,24 +198,38 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_closes_with_its_last_handle() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("qmp");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _sources) = channels("riscv64-1", 0);
-        let (mut qemu, qmp) = tokio::join!(greeted(&listener), Qmp::connect(&socket, sinks));
+        let (mut qemu, qmp, sources) = connected().await;
         drop(qmp);
         assert_eq!(qemu.read(&mut [0]).await.unwrap(), 0);
+        drop(qemu);
+        assert_eq!(fate_of(sources).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_in_use_is_lost() {
+        for (said, why) in [
+            ("hello\n", "QEMU's monitor sent what is not JSON"),
+            ("{\"return\": {}, \"id\": \"what?\"}\n", "make no sense"),
+            ("", "QEMU has closed its monitor"),
+        ] {
+            let (mut qemu, _qmp, sources) = connected().await;
+            qemu.write_all(said.as_bytes()).await.unwrap();
+            let qemu = (!said.is_empty()).then_some(qemu);
+            let fate = fate_of(sources).await.unwrap().to_string();
+            assert!(fate.contains(why), "{fate}");
+            drop(qemu);
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_monitor_is_told_from_one_that_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("qmp");
-        let (sinks, _) = channels("riscv64-1", 0);
+        let (sinks, _) = channels("riscv64-1", Path::new("/vms"), 0);
         let dead = Qmp::connect(&socket, sinks).await.err().unwrap();
         assert!(format!("{dead:#}").contains("No such file"), "{dead:#}");
         let _listener = UnixListener::bind(&socket).unwrap();
-        let (sinks, _) = channels("riscv64-1", 0);
+        let (sinks, _) = channels("riscv64-1", Path::new("/vms"), 0);
         let hung = Qmp::connect(&socket, sinks).await.err().unwrap();
         assert!(format!("{hung:#}").contains("hangs"), "{hung:#}");
     }
