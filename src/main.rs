@@ -22,9 +22,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let patience = cli.end_patience();
     let result = runtime.block_on(cli.run(printer));
-    // A thread may still wait for a lock that somebody else holds; nobody waits for that any more.
-    runtime.shutdown_background();
+    runtime.shutdown_timeout(patience);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -207,7 +207,7 @@ fn a_second_manager_on_the_same_state_folder_is_refused() {
     exit code: 1
     error: another manager (pid [PID]) uses `[DIR]/state`
 
-    hint: `xpool status` shows it, `xpool down` ends it; `--state-dir` runs one beside it
+    hint: `xpool status` shows it, `xpool down` ends it; `--state-dir`, and `--config` with another port, run one beside it
     ");
     assert_eq!(
         installation.run(&["status"]).code,

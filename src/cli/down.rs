@@ -12,7 +12,8 @@ use crate::manager::status::Status;
 use crate::nix::System;
 use crate::output::progress::Progress;
 use crate::pool::Down;
-use crate::state;
+use crate::state::{self, StateLock};
+use crate::vm::leftovers;
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
@@ -31,8 +32,7 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
     let client = match Client::connect(&context.paths.control_socket()).await {
         Ok((client, _)) => client,
         Err(ControlError::NotRunning { .. }) => {
-            context.printer.done("Down", "nothing was up");
-            return Ok(());
+            return end_leftovers(context).await;
         }
         Err(error) => return Err(error.into()),
     };
@@ -51,6 +51,19 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
         })??;
     }
     progress.finish("Down", &what);
+    Ok(())
+}
+
+/// Without a manager nothing is up, but one that was killed may have left its VMs.
+async fn end_leftovers(context: &Context) -> Result<()> {
+    state::prepare(&context.paths)?;
+    let _lock = StateLock::take(&context.paths)?;
+    let what = match leftovers::clean(&context.paths.vms()).await? {
+        0 => "nothing was up".to_owned(),
+        1 => "1 VM that a killed manager had left".to_owned(),
+        n => format!("{n} VMs that a killed manager had left"),
+    };
+    context.printer.done("Down", &what);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::output::Printer;
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
-    /// A VM, such as riscv64-1 [default: the manager]
+    /// A VM, such as riscv64-1 [default: the manager in the background]
     vm: Option<String>,
     /// Show what is added, until the VM or the manager ends
     #[arg(short, long)]

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use super::{Context, parse_system};
+use crate::control::client::Client;
 use crate::gateway::keys::GatewayKeys;
 use crate::nix::System;
 use crate::nix::machines::{BuildMachines, nix_conf, ssh_config};
@@ -29,8 +30,12 @@ enum Format {
     SshConfig,
 }
 
-pub(super) fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
-    let config = context.config()?;
+pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
+    let mut config = context.config()?;
+    if let Ok((_, info)) = Client::connect(&context.paths.control_socket()).await {
+        // Where it really is, whatever the configuration says by now.
+        config.listen = info.gateway;
+    }
     // The keys lie in it; and Nix must be able to read its name.
     state::prepare(&context.paths)?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;

@@ -11,6 +11,7 @@ mod status;
 mod up;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -100,7 +101,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Print what Nix and ssh have to know of the build machines
     Machines(machines::MachinesArgs),
-    /// Show the console of a VM, or what the manager says
+    /// Show the console of a VM, or what the manager in the background says
     Logs(logs::LogsArgs),
     /// Make, list and check guest images
     #[command(subcommand)]
@@ -154,6 +155,15 @@ impl Cli {
         }
     }
 
+    /// How long threads that still do something at the end are waited for: the manager's may be removing a VM's folder;
+    /// another command's may wait for a lock that somebody else holds, for which nobody waits any more.
+    pub fn end_patience(&self) -> Duration {
+        match self.command {
+            Command::Serve(_) => Duration::from_secs(30),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// The file that the log goes to instead of stderr.
     pub fn log_file(&self) -> Option<&Path> {
         match &self.command {
@@ -182,7 +192,7 @@ impl Cli {
             Command::Up(args) => up::run(&context, &args).await,
             Command::Down(args) => down::run(&context, &args).await,
             Command::Status(args) => status::run(&context, &args).await,
-            Command::Machines(args) => machines::run(&context, &args),
+            Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Image(command) => image::run(&context, &command).await,
             Command::Serve(args) => serve::run(&context, &args).await,

@@ -56,7 +56,7 @@ impl Problem {
                 problem.exit_code = UNAVAILABLE;
             }
             if cause.is::<StateInUse>() {
-                let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir` runs one beside it";
+                let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir`, and `--config` with another port, run one beside it";
                 problem.hints.push(hint.to_owned());
             }
             if cause.is::<CannotListen>() {

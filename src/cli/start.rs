@@ -32,7 +32,7 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
         Err(ControlError::NotRunning { .. }) => {}
         reached => {
             let (client, info) = reached?;
-            note_version(context, &info);
+            note_differences(context, &info)?;
             return Ok((client, info));
         }
     }
@@ -51,7 +51,15 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     Ok((client, info))
 }
 
-fn note_version(context: &Context, info: &Info) {
+/// Says where the manager that runs is not what would be started now.
+fn note_differences(context: &Context, info: &Info) -> Result<()> {
+    let listen = context.config()?.listen;
+    if info.gateway != listen {
+        context.printer.warn(&format!(
+            "the manager that runs listens on {} and xpool.toml says {listen}; `xpool down` and `xpool up` change it",
+            info.gateway
+        ));
+    }
     let own = env!("CARGO_PKG_VERSION");
     if info.version != own {
         context.printer.warn(&format!(
@@ -59,6 +67,7 @@ fn note_version(context: &Context, info: &Info) {
             info.version
         ));
     }
+    Ok(())
 }
 
 /// Starts `xpool serve` in the background and returns when it serves.

@@ -45,7 +45,7 @@ pub(super) async fn run(
     let (slot, client) = (request.slot.clone(), request.client.clone());
     let session = session::serve(reader, writer.make_writer(), &desk, request, &promise);
     let served = closed.run_until_cancelled(session).await;
-    tracing::info!(slot, client, outcome = ?served, "session ended");
+    tracing::debug!(slot, client, outcome = ?served, "session ended");
     let Some(outcome) = served else {
         return;
     };

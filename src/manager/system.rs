@@ -185,7 +185,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         let cpu = self.system.cpu();
         let text = match reason {
             Rejection::Down => format!(
-                "the {} pool is down: start it with `xpool up {cpu}`",
+                "the {} pool is down or going down: start it with `xpool up {cpu}`",
                 self.system
             ),
             _ => reason.to_string(),
@@ -203,7 +203,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             VmNews::Ready => {
                 if let Some(vm) = self.vms.get_mut(&id) {
                     let boot = now.saturating_duration_since(vm.started);
-                    info!(vm = vm.name, boot_s = boot.as_secs_f32(), "VM ready");
+                    info!(vm = vm.name, boot_ms = boot.as_millis(), "VM ready");
                     vm.ready = Some(now);
                     vm.stage.clear();
                 }

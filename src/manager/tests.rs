@@ -1,6 +1,6 @@
 //! The manager with fake VMs, in stopped time: hours pass in milliseconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -248,9 +248,13 @@ async fn a_pool_grows_with_what_waits_and_shrinks_to_nothing() {
     );
     let (one, _) = granted(&mut first).await;
     let (two, _) = granted(&mut second).await;
-    assert_eq!([one.as_str(), &two], ["riscv64-1", "riscv64-2"]);
+    // Both boot at once, and either may be ready first.
+    assert_eq!(
+        BTreeSet::from([one.as_str(), &two]),
+        BTreeSet::from(["riscv64-1", "riscv64-2"])
+    );
     drop(first);
-    assert_eq!(granted(&mut third).await.0, "riscv64-1");
+    assert_eq!(granted(&mut third).await.0, one);
     drop((second, third));
     fixture
         .until(|status| status.systems[0].vms.is_empty())
@@ -347,7 +351,7 @@ async fn down_waits_for_sessions_and_a_pool_that_is_down_says_how_to_start_it() 
         SessionUpdate::Rejected(text) => {
             assert_eq!(
                 text,
-                "the riscv64-linux pool is down: start it with `xpool up riscv64`"
+                "the riscv64-linux pool is down or going down: start it with `xpool up riscv64`"
             );
         }
         other => panic!("{other:?}"),

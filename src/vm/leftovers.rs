@@ -16,15 +16,16 @@ const KILL_DEADLINE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Ends every QEMU whose private folder is below `vms`, and removes what is in there.
-pub async fn clean(vms: &Path) -> Result<()> {
+/// Ends every QEMU whose private folder is below `vms`, and removes what is in there. Gives the number of QEMUs.
+pub async fn clean(vms: &Path) -> Result<usize> {
     let needle = format!("{}/", vms.display());
-    for pid in qemus_with(&needle)? {
+    let left = qemus_with(&needle)?;
+    for pid in &left {
         warn!(
             pid = pid.as_raw_nonzero().get(),
             "ending a QEMU that an earlier manager left"
         );
-        end(pid, &needle).await?;
+        end(*pid, &needle).await?;
     }
     for entry in fs::read_dir(vms).with_context(|| format!("reading `{}`", vms.display()))? {
         let path = entry?.path();
@@ -35,7 +36,7 @@ pub async fn clean(vms: &Path) -> Result<()> {
         };
         removed.with_context(|| format!("removing `{}`", path.display()))?;
     }
-    Ok(())
+    Ok(left.len())
 }
 
 /// Processes of QEMU's that have the text in an argument.
