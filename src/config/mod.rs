@@ -373,6 +373,21 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_readme_is_a_configuration() {
+        let readme = include_str!("../../README.md");
+        let example = readme
+            .split("```toml\n")
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap();
+        let config = parse(example).unwrap();
+        assert_eq!(config.listen, DEFAULT_LISTEN);
+        assert_eq!(config.systems[&System::Riscv64Linux].profile.vcpus, 1);
+    }
+
+    #[test]
     fn the_compiled_in_profiles_parse_and_are_for_their_system() {
         for system in System::ALL {
             let profile = load_profile(Path::new("/nonexistent"), system).unwrap();
