@@ -21,7 +21,7 @@ use crate::image::store::{ImageError, ImageStore};
 use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
-use crate::nix::machines::{BuildMachines, known_hosts, slot_user, ssh_config};
+use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
 use crate::nix::wire::Version;
 use crate::paths::Paths;
 use crate::shutdown::Shutdown;
@@ -122,7 +122,10 @@ impl ClientFiles {
     fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
         let systems: Vec<System> = config.systems.keys().copied().collect();
         let (key, hosts) = (keys.client_file(), paths.known_hosts());
-        state::write_atomically(&hosts, &known_hosts(&systems, &keys.host_line()))?;
+        let known = systems
+            .iter()
+            .map(|system| keys.known_hosts_line(&ssh_host(*system)) + "\n");
+        state::write_atomically(&hosts, &known.collect::<Vec<_>>().concat())?;
         let ssh_config = ssh_config(&systems, config.listen, &key, &hosts);
         state::write_atomically(&paths.ssh_config(), &ssh_config)?;
         let host_key_base64 = keys.machine_field();

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use common::{Installation, Said, skip};
 use insta::assert_snapshot;
+use rustix::process::Signal;
 
 /// Exit code, stdout, stderr.
 fn all(said: &Said) -> String {
@@ -274,7 +275,7 @@ fn a_manager_that_ends_leaves_no_socket_and_no_machines() {
     let mut serving = installation.serve();
     let state = installation.state();
     assert!(state.join("machines").exists() && state.join("ssh_config").exists());
-    serving.signal("TERM");
+    serving.signal(Signal::TERM);
     assert_eq!(serving.ended(), Some(0));
     assert!(!state.join("machines").exists(), "Nix still sees machines");
     assert!(!state.join("control.sock").exists());

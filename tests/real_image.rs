@@ -8,6 +8,7 @@ use std::fs;
 use std::process::Stdio;
 
 use common::{Installation, ended, signal};
+use rustix::process::Signal;
 
 /// What is in the folder of images, but for the empty files that keep two builds apart.
 fn contents(installation: &Installation) -> Vec<String> {
@@ -25,7 +26,7 @@ fn processes_with(text: &str) -> usize {
         .count()
 }
 
-fn interrupted_by(name: &str) {
+fn interrupted_by(wanted: Signal) {
     let installation = Installation::new("");
     let log = installation.path().join("build.log");
     let mut build = installation
@@ -38,7 +39,7 @@ fn interrupted_by(name: &str) {
     installation.until("packages are being unpacked", || {
         said().contains("fetching and unpacking") && processes_with("mmdebstrap") > 0
     });
-    signal(build.id(), name);
+    signal(build.id(), wanted);
     assert_eq!(ended(&mut build), Some(1), "{}", said());
     assert!(
         said().ends_with("interrupted; nothing was left behind\n"),
@@ -52,12 +53,12 @@ fn interrupted_by(name: &str) {
 
 #[test]
 fn a_build_that_is_interrupted_leaves_nothing() {
-    interrupted_by("INT");
+    interrupted_by(Signal::INT);
 }
 
 #[test]
 fn a_build_that_is_terminated_leaves_nothing() {
-    interrupted_by("TERM");
+    interrupted_by(Signal::TERM);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{Installation, Serving, ended, now, signal};
+use common::{Installation, Serving, ended, now, pid_of, signal};
+use rustix::process::{Signal, kill_process_group};
 
 /// A Nix client with a store of its own.
 struct Nix<'a> {
@@ -329,11 +330,7 @@ fn a_client_that_is_killed_ends_the_build_in_the_guest_and_frees_the_slot() {
 /// Kills a client with its hook and its ssh, as a closed terminal or a crash does.
 fn kill_group(client: &mut Child) {
     // Nix's hook is in a process group of its own and notices by its pipes.
-    let sent = Command::new("kill")
-        .args(["-9", "--", &format!("-{}", client.id())])
-        .status()
-        .unwrap();
-    assert!(sent.success());
+    kill_process_group(pid_of(client.id()), Signal::KILL).unwrap();
     client.wait().unwrap();
 }
 
@@ -346,7 +343,7 @@ fn qemu_killed(system: &str) {
         running.log().contains("the build runs")
     });
     let killed = now();
-    signal(installation.qemus()[0], "KILL");
+    signal(installation.qemus()[0], Signal::KILL);
     let code = ended(&mut running.child);
     let took = killed.elapsed();
     let log = running.log();
@@ -412,7 +409,7 @@ fn a_second_signal_to_down_does_not_wait_for_the_build() {
             .iter()
             .any(|vm| vm["state"] == "draining")
     });
-    signal(down.id(), "INT");
+    signal(down.id(), Signal::INT);
     assert_eq!(ended(&mut down), Some(0));
     assert_ne!(ended(&mut running.child), Some(0), "{}", running.log());
     assert!(running.log().contains("riscv64-1"), "{}", running.log());
@@ -428,14 +425,14 @@ fn a_second_signal_to_the_manager_does_not_wait_for_the_build() {
     installation.until("the build runs", || {
         running.log().contains("the build runs")
     });
-    serving.signal("TERM");
+    serving.signal(Signal::TERM);
     installation.until("the pool drains", || {
         installation
             .list("riscv64-linux", "vms")
             .iter()
             .any(|vm| vm["state"] == "draining")
     });
-    serving.signal("TERM");
+    serving.signal(Signal::TERM);
     assert_eq!(serving.ended(), Some(0));
     assert_ne!(ended(&mut running.child), Some(0), "{}", running.log());
     assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
@@ -452,7 +449,7 @@ fn a_manager_that_was_killed_leaves_nothing_once_the_next_one_serves() {
     };
     installation.until("a VM is ready", is_ready);
     let before = installation.qemus();
-    serving.signal("KILL");
+    serving.signal(Signal::KILL);
     serving.ended();
     assert_eq!(
         installation.qemus(),

@@ -65,7 +65,7 @@ impl GatewayKeys {
     }
 
     /// The host key's public half as ssh writes it, without a comment: `ssh-ed25519 AAAA…`.
-    pub fn host_line(&self) -> String {
+    fn host_line(&self) -> String {
         let key = self.host.public_key();
         format!("{} {}", key.algorithm(), key.public_key_base64())
     }

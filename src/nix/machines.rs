@@ -91,16 +91,6 @@ pub fn ssh_config(
     systems.iter().map(host).collect::<Vec<_>>().join("\n")
 }
 
-/// The lines of a known-hosts file. `host_key` is the gateway's, as `ssh-ed25519 AAAA…`.
-pub fn known_hosts(systems: &[System], host_key: &str) -> String {
-    let line = |system: &System| format!("{} {host_key}", ssh_host(*system));
-    systems.iter().map(line).collect::<Vec<_>>().join(
-        "
-",
-    ) + "
-"
-}
-
 /// An address that a client can connect to, where the gateway listens on all.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Longer than anything that goes well takes, on a machine that is busy with something else.
@@ -192,7 +193,7 @@ impl Drop for Installation {
         // Whatever a failed test has left must not disturb the next one.
         let _ = self.command(&["down", "--now"]).output();
         for pid in self.qemus() {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
+            let _ = kill_process(pid_of(pid), Signal::KILL);
         }
     }
 }
@@ -203,8 +204,8 @@ pub struct Serving {
 }
 
 impl Serving {
-    pub fn signal(&self, name: &str) {
-        signal(self.child.id(), name);
+    pub fn signal(&self, wanted: Signal) {
+        signal(self.child.id(), wanted);
     }
 
     /// Waits for its end; its exit code.
@@ -221,12 +222,12 @@ impl Drop for Serving {
     }
 }
 
-pub fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill")
-        .args([&format!("-{name}"), &pid.to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success(), "kill -{name} {pid}");
+pub fn signal(pid: u32, signal: Signal) {
+    kill_process(pid_of(pid), signal).unwrap();
+}
+
+pub fn pid_of(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed()).unwrap()
 }
 
 /// Waits for a process's end; its exit code.
