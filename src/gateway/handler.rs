@@ -71,10 +71,14 @@ impl Handler {
     fn request(&self) -> Option<(SessionRequest, crate::nix::handshake::Promise)> {
         let (user, key) = self.login.as_ref()?;
         let slot = self.shared.config.slots.get(user)?;
+        let key = key.fingerprint(HashAlg::Sha256).to_string();
         let request = SessionRequest {
             system: slot.system,
             slot: user.clone(),
-            client: format!("{} {}", self.peer, key.fingerprint(HashAlg::Sha256)),
+            client: format!("{} {key}", self.peer),
+            key,
+            // The session knows when it has seen its first operation.
+            fetches: false,
         };
         Some((request, slot.promise.clone()))
     }

@@ -86,6 +86,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             request,
             updates,
             activity,
+            ..
         } = session;
         info!(
             session = id.0,

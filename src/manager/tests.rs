@@ -102,6 +102,18 @@ impl RunningVm for FakeVm {
         ended.unwrap()
     }
 
+    async fn pause(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    async fn resume(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+
     fn power_down(&self) {
         self.exit.send_replace(Some(VmExit::Stopped));
     }
@@ -183,6 +195,8 @@ impl Fixture {
             system: SYSTEM,
             slot: "riscv64-00".to_owned(),
             client: "test".to_owned(),
+            key: "test".to_owned(),
+            fetches: false,
         };
         self.handle.desk().open(request).await.unwrap()
     }

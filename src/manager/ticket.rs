@@ -1,6 +1,8 @@
 //! What a front end holds while a session waits for a VM and uses it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 
@@ -16,6 +18,11 @@ pub struct SessionRequest {
     pub slot: String,
     /// Who it is, for people: an address and a key's fingerprint.
     pub client: String,
+    /// What tells one client from another: its key's fingerprint.
+    pub key: String,
+    /// Whether its first operation fetches what an earlier session of the same slot has built. Some clients connect anew for
+    /// each output (Nix 2.8 to 2.33, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
+    pub fetches: bool,
 }
 
 /// News for a session.
@@ -48,9 +55,16 @@ pub enum SessionUpdate {
 pub struct SessionTicket {
     updates: mpsc::Receiver<SessionUpdate>,
     activity: mpsc::Sender<String>,
+    unfetched: Arc<AtomicBool>,
 }
 
 impl SessionTicket {
+    /// Says whether outputs that were built are still to be fetched, perhaps by a further session: then the VM is kept for
+    /// a while after this one. What was said last counts, and nothing was built before anything is said.
+    pub fn set_unfetched(&self, unfetched: bool) {
+        self.unfetched.store(unfetched, Ordering::Release);
+    }
+
     /// The next piece of news; `None` when the manager is gone.
     pub async fn next(&mut self) -> Option<SessionUpdate> {
         self.updates.recv().await
@@ -72,6 +86,8 @@ pub struct NewSession {
     pub updates: mpsc::Sender<SessionUpdate>,
     /// What it is doing, in its own words.
     pub activity: mpsc::Receiver<String>,
+    /// Whether outputs are still to be fetched; see [`SessionTicket::set_unfetched`].
+    pub unfetched: Arc<AtomicBool>,
 }
 
 /// Where every front end gets its tickets: a handle to the manager.
@@ -98,15 +114,21 @@ impl SessionDesk {
         // `Waiting` news is dropped by the manager when there is no room: its successor says as much.
         let (to_session, updates) = mpsc::channel(8);
         let (activity, from_session) = mpsc::channel(8);
+        let unfetched = Arc::new(AtomicBool::new(false));
         let session = NewSession {
             request,
             updates: to_session,
             activity: from_session,
+            unfetched: Arc::clone(&unfetched),
         };
         self.to_manager
             .send(session)
             .await
             .map_err(|_| ManagerGone)?;
-        Ok(SessionTicket { updates, activity })
+        Ok(SessionTicket {
+            updates,
+            activity,
+            unfetched,
+        })
     }
 }

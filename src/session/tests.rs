@@ -40,6 +40,8 @@ impl Rig {
             system: System::Riscv64Linux,
             slot: "riscv64-00".to_owned(),
             client: "test".to_owned(),
+            key: "test".to_owned(),
+            fetches: false,
         };
         let ended =
             tokio::spawn(async move { serve(reader, writer, &desk, request, &promise()).await });

@@ -72,6 +72,7 @@ impl EndWatch {
 pub(super) struct Machine {
     wish: watch::Sender<Wish>,
     end: EndWatch,
+    pid: Option<u32>,
 }
 
 impl Machine {
@@ -79,6 +80,7 @@ impl Machine {
     pub(super) fn new(process: Process, dir: TempDir, fate: watch::Receiver<Option<Fate>>) -> Self {
         let (wish, wished) = watch::channel(Wish::Run);
         let (ended, end) = watch::channel(None);
+        let pid = process.id();
         tokio::spawn(async move {
             let end = look_after(process, dir, wished, fate).await;
             ended.send_replace(Some(end));
@@ -86,7 +88,13 @@ impl Machine {
         Self {
             wish,
             end: EndWatch { end },
+            pid,
         }
+    }
+
+    /// QEMU's process, as long as it was not reaped.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.pid.filter(|_| self.end.so_far().is_none())
     }
 
     /// Makes a wish known; true if it overruled the one before it.

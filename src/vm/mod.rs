@@ -112,6 +112,15 @@ pub trait RunningVm: Send + Sync + 'static {
     /// removal takes more than a second goes after that, and the process does not end before. Cancel safe.
     fn ended(&self) -> impl Future<Output = VmExit> + Send;
 
+    /// Stops the guest's processors, so that it costs no processor time. Nothing in it goes on until [`Self::resume`].
+    fn pause(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Lets a paused guest go on, and sets its clock, which has stood still.
+    fn resume(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// The process that runs the VM, on this machine; `None` once it has ended.
+    fn pid(&self) -> Option<u32>;
+
     /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill. Returns at once; a second call is
     /// the same as one.
     fn power_down(&self);

@@ -63,6 +63,11 @@ impl Process {
         })
     }
 
+    /// Its number, unless it was reaped.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Waits until QEMU has ended and is reaped. Cancel safe.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await

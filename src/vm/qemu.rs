@@ -228,6 +228,19 @@ impl RunningVm for QemuVm {
         self.machine.ended().await.exit
     }
 
+    async fn pause(&self) -> anyhow::Result<()> {
+        self.guest.qmp.execute(qapi::qmp::stop {}).await.map(drop)
+    }
+
+    async fn resume(&self) -> anyhow::Result<()> {
+        self.guest.qmp.execute(qapi::qmp::cont {}).await?;
+        ready::set_clock(&self.guest.agent).await
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.machine.pid()
+    }
+
     fn power_down(&self) {
         if self.machine.wish(Wish::Stop) {
             let (agent, qmp) = (self.guest.agent.clone(), self.guest.qmp.clone());
