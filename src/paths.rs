@@ -129,7 +129,7 @@ impl Paths {
         self.state.join("vms")
     }
 
-    /// What can be made again: images.
+    /// What can be made again: images and templates.
     pub fn cache(&self) -> &Path {
         &self.cache
     }
@@ -137,6 +137,11 @@ impl Paths {
     /// Images, by digest, and a link per system to the one in use.
     pub fn images(&self) -> PathBuf {
         self.cache.join("images")
+    }
+
+    /// Guests that were booted and saved.
+    pub fn templates(&self) -> PathBuf {
+        self.cache.join("templates")
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::{self, Info};
@@ -26,6 +26,8 @@ use crate::nix::wire::Version;
 use crate::paths::Paths;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
+use crate::vm::host::KnownQemus;
+use crate::vm::template::shelf;
 use crate::vm::{Qemu, VmSpec, host, leftovers};
 
 /// The gateway's address cannot be had.
@@ -53,6 +55,12 @@ pub async fn run(
     leftovers::clean(&paths.vms())
         .await
         .context("ending what an earlier manager left")?;
+    for unfinished in shelf::clean(&paths.templates())? {
+        warn!(
+            unfinished,
+            "removed a template that an earlier manager has not finished"
+        );
+    }
     let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
     let listen = config.listen;
     let tcp = TcpListener::bind(listen)
@@ -184,6 +192,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         store: ImageStore::new(paths.images()),
         seen: Mutex::default(),
     };
+    let qemus = KnownQemus::default();
     let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
     let spec = move |system: System, name: &str| -> Result<VmSpec> {
@@ -193,17 +202,19 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             .context("no pool for this system")?;
         let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
         // The manager calls this on a thread that may wait.
-        Handle::current().block_on(host::check_qemu(&qemu))?;
+        let usable = Handle::current().block_on(qemus.check(&qemu))?;
         forget_old_console(&paths, name);
         Ok(VmSpec {
             name: name.to_owned(),
             profile: pool.profile.clone(),
             accel: host::accel_for(system),
             qemu,
+            qemu_identity: usable.identity,
             qemu_img: host::find_program("qemu-img", &config.search_path)?,
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
+            templates: Some(paths.templates()),
             private_parent: paths.vms(),
             console_log: paths.console_log(name),
             boot_timeout: pool.policy.boot_timeout,
@@ -211,7 +222,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         })
     };
     VmFactory {
-        backend: Arc::new(Qemu),
+        backend: Arc::new(Qemu::default()),
         spec: Arc::new(spec),
         console_log: Arc::new(move |name| log_paths.console_log(name)),
     }

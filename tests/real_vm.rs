@@ -49,11 +49,13 @@ fn spec(system: System, dir: &Path) -> VmSpec {
         name: format!("{}-1", system.cpu()),
         accel: accel_for(system),
         qemu: find_program(&profile.qemu, &search_path).unwrap(),
+        qemu_identity: "this one".to_owned(),
         qemu_img: find_program("qemu-img", &search_path).unwrap(),
         profile,
         image: image(system),
         slots: 2,
         network: Network::Nat,
+        templates: None,
         private_parent: private_parent(dir),
         console_log: dir.join("console.log"),
         boot_timeout: BOOT_TIMEOUT,
@@ -75,7 +77,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 async fn boot(system: System, dir: &Path) -> QemuVm {
     let progress = |stage: &str| println!("{stage}");
-    match Qemu
+    match Qemu::default()
         .boot(spec(system, dir), &progress, CancellationToken::new())
         .await
     {
@@ -271,7 +273,7 @@ async fn a_full_disk_ends_the_vm_and_is_named() {
     let dir = TempDir::new().unwrap();
     let mut spec = spec(System::Riscv64Linux, dir.path());
     spec.private_parent = disk.0.path().to_owned();
-    let vm = Qemu
+    let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
         .await
         .unwrap();
@@ -304,7 +306,7 @@ async fn a_guest_without_an_agent_is_stopped_all_the_same() {
     let dir = TempDir::new().unwrap();
     let mut spec = spec(System::Riscv64Linux, dir.path());
     spec.stop_grace = Duration::from_secs(3);
-    let vm = Qemu
+    let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
         .await
         .unwrap();
@@ -325,7 +327,7 @@ async fn a_qemu_that_hangs_is_killed_in_the_end() {
     let dir = TempDir::new().unwrap();
     let mut spec = spec(System::Riscv64Linux, dir.path());
     spec.stop_grace = Duration::from_secs(2);
-    let vm = Qemu
+    let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
         .await
         .unwrap();
@@ -413,7 +415,8 @@ async fn disturbed_boot(dir: &Path, disturb: impl Fn(&CancellationToken)) -> Str
             waiting.send(()).unwrap();
         }
     };
-    let boot = Qemu.boot(spec(System::Riscv64Linux, dir), &progress, abort.clone());
+    let qemu = Qemu::default();
+    let boot = qemu.boot(spec(System::Riscv64Linux, dir), &progress, abort.clone());
     let disturbance = async {
         waited.await.unwrap();
         disturb(&abort);
@@ -453,7 +456,9 @@ async fn a_qemu_that_refuses_its_arguments_is_quoted() {
     let dir = TempDir::new().unwrap();
     let mut spec = spec(System::Riscv64Linux, dir.path());
     spec.profile.cpu = "abacus".to_owned();
-    let outcome = Qemu.boot(spec, &|_| {}, CancellationToken::new()).await;
+    let outcome = Qemu::default()
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await;
     let error = format!("{:#}", outcome.err().unwrap());
     assert!(
         error.contains("QEMU exited with status 1") && error.contains("abacus"),
@@ -467,7 +472,9 @@ async fn a_boot_that_takes_too_long_says_what_it_was_waiting_for() {
     let dir = TempDir::new().unwrap();
     let mut spec = spec(System::Riscv64Linux, dir.path());
     spec.boot_timeout = Duration::from_secs(1);
-    let outcome = Qemu.boot(spec, &|_| {}, CancellationToken::new()).await;
+    let outcome = Qemu::default()
+        .boot(spec, &|_| {}, CancellationToken::new())
+        .await;
     let error = format!("{:#}", outcome.err().unwrap());
     assert!(
         error.contains("within 1s: still waiting for the guest agent"),

@@ -7,15 +7,15 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of a file's content, in lower-case hex, and its size in bytes.
-pub(super) fn of_file(path: &Path) -> io::Result<(String, u64)> {
+pub(crate) fn of_file(path: &Path) -> io::Result<(String, u64)> {
     let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::default();
     let mut buffer = vec![0; 1 << 20];
     let mut size = 0;
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok((hex(&hasher.finalize()), size));
+            return Ok((hasher.finish(), size));
         }
         hasher.update(&buffer[..n]);
         size += n as u64;
@@ -23,8 +23,24 @@ pub(super) fn of_file(path: &Path) -> io::Result<(String, u64)> {
 }
 
 /// SHA-256 of some bytes, in lower-case hex.
-pub(super) fn of_bytes(bytes: &[u8]) -> String {
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of bytes that come one after another.
+#[derive(Default)]
+pub(crate) struct Hasher(Sha256);
+
+impl Hasher {
+    /// Takes the next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest, in lower-case hex.
+    pub(crate) fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

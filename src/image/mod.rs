@@ -1,7 +1,7 @@
 //! Guest images: what they consist of, where they lie, how they are made and checked.
 
 pub mod build;
-mod digest;
+pub(crate) mod digest;
 pub mod manifest;
 pub mod store;
 

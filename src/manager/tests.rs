@@ -59,7 +59,7 @@ impl VmBackend for FakeBackend {
     async fn boot(
         &self,
         _: VmSpec,
-        progress: &BootProgress,
+        progress: &BootProgress<'_>,
         abort: CancellationToken,
     ) -> anyhow::Result<FakeVm> {
         self.boots.fetch_add(1, Ordering::Relaxed);
@@ -146,6 +146,7 @@ fn spec(name: &str) -> VmSpec {
         profile: toml::from_str(include_str!("../../vm-configs/riscv64-linux.toml")).unwrap(),
         accel: Accel::Tcg,
         qemu: PathBuf::new(),
+        qemu_identity: "10".to_owned(),
         qemu_img: PathBuf::new(),
         image: Image {
             dir: PathBuf::new(),
@@ -153,6 +154,7 @@ fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
+        templates: None,
         private_parent: PathBuf::new(),
         console_log: PathBuf::new(),
         boot_timeout: Duration::MAX,

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use qapi::futures::{QapiService, QgaStreamTokio};
 use qapi::qga::{
     GuestExecCaptureOutput, GuestShutdownMode, QgaCommand, guest_exec, guest_exec_status,
-    guest_set_time, guest_shutdown,
+    guest_get_time, guest_set_time, guest_shutdown,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -94,13 +94,30 @@ impl Agent {
         }
     }
 
+    /// The guest's clock.
+    pub(super) async fn clock(&self) -> anyhow::Result<Duration> {
+        let nanoseconds = self.execute(guest_get_time {}).await?;
+        let nanoseconds = u64::try_from(nanoseconds).context("the guest's clock is before 1970")?;
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
     /// Starts a program in the guest.
     pub(super) async fn start(&self, program: &str, args: &[&str]) -> anyhow::Result<GuestPid> {
+        self.start_with_input(program, args, None).await
+    }
+
+    /// Starts a program in the guest with something to read.
+    pub(super) async fn start_with_input(
+        &self,
+        program: &str,
+        args: &[&str],
+        input: Option<&[u8]>,
+    ) -> anyhow::Result<GuestPid> {
         let command = guest_exec {
             path: program.to_owned(),
             arg: Some(args.iter().map(ToString::to_string).collect()),
             env: None,
-            input_data: None,
+            input_data: input.map(<[u8]>::to_vec),
             capture_output: Some(GuestExecCaptureOutput::flag(true)),
         };
         let started = self
@@ -130,6 +147,11 @@ impl Agent {
             }
             pace.pause().await;
         }
+    }
+
+    /// Lets go of the agent, so that the guest knows of nobody. The next request connects anew.
+    pub(super) async fn hang_up(&self) {
+        self.connection.lock().await.service = None;
     }
 
     /// Has the guest shut itself down. Returns when the agent has refused, or has taken it silently for `patience`.

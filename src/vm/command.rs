@@ -7,18 +7,35 @@ use std::path::Path;
 use super::VmSpec;
 use super::private_dir::Layout;
 use crate::config::vm::{Accel, Network};
+use crate::nix::System;
 
 /// The id of a slot's port, for QEMU's device as well as its chardev, and in QMP's events.
 pub(super) fn port_id(slot: u32) -> String {
     format!("port{slot}")
 }
 
+/// Where the guest's memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory<'a> {
+    /// QEMU's own, and what the guest does not need goes back to the host.
+    Own,
+    /// This file, which the guest writes to, so that it can be copied later.
+    Saved(&'a Path),
+    /// A copy-on-write view of such a file, which itself is not written. QEMU waits to be told what to restore.
+    Copied(&'a Path),
+}
+
+/// Whether QEMU forgets the timers of restored processors, and its debugger's port is needed to remind it.
+pub(super) fn forgets_timers(spec: &VmSpec) -> bool {
+    spec.image.manifest.system == System::Riscv64Linux && spec.accel == Accel::Tcg
+}
+
 /// QEMU's arguments.
-pub(super) fn arguments(spec: &VmSpec, layout: &Layout) -> Vec<OsString> {
+pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> Vec<OsString> {
     [
         base_args(spec),
-        machine_args(spec),
-        memory_args(spec),
+        machine_args(spec, memory),
+        memory_args(spec, memory),
         kernel_args(spec),
         disk_args(layout),
         device_args(),
@@ -29,6 +46,8 @@ pub(super) fn arguments(spec: &VmSpec, layout: &Layout) -> Vec<OsString> {
         (0..spec.slots)
             .flat_map(|slot| slot_args(slot, layout))
             .collect(),
+        balloon_args(memory),
+        restore_args(spec, memory, layout),
         sandbox_args(),
     ]
     .concat()
@@ -48,26 +67,56 @@ fn base_args(spec: &VmSpec) -> Vec<OsString> {
     ])
 }
 
-fn machine_args(spec: &VmSpec) -> Vec<OsString> {
+fn machine_args(spec: &VmSpec, memory: Memory<'_>) -> Vec<OsString> {
     let (accel, cpu) = match spec.accel {
         Accel::Kvm => ("kvm", &spec.profile.cpu_kvm),
         Accel::Tcg => ("tcg,thread=multi", &spec.profile.cpu),
     };
     let vcpus = spec.profile.vcpus.to_string();
+    let machine = match memory {
+        Memory::Own => spec.profile.machine.clone(),
+        Memory::Saved(_) | Memory::Copied(_) => {
+            format!("{},memory-backend=ram", spec.profile.machine)
+        }
+    };
     plain(&[
-        "-machine",
-        &spec.profile.machine,
-        "-accel",
-        accel,
-        "-cpu",
-        cpu,
-        "-smp",
-        &vcpus,
+        "-machine", &machine, "-accel", accel, "-cpu", cpu, "-smp", &vcpus,
     ])
 }
 
-fn memory_args(spec: &VmSpec) -> Vec<OsString> {
-    plain(&["-m", &spec.profile.memory_mib.to_string()])
+fn memory_args(spec: &VmSpec, memory: Memory<'_>) -> Vec<OsString> {
+    let mib = spec.profile.memory_mib;
+    let mut args = plain(&["-m", &mib.to_string()]);
+    // Opened read-only, a clone can do no harm to the file that all of them share, whatever its guest asks for.
+    let (path, sharing) = match memory {
+        Memory::Own => return args,
+        Memory::Saved(path) => (path, "share=on"),
+        Memory::Copied(path) => (path, "share=off,readonly=on,rom=off"),
+    };
+    let backend = format!("memory-backend-file,id=ram,size={mib}M,{sharing},mem-path=");
+    args.extend(["-object".into(), with_path(&backend, path)]);
+    args
+}
+
+/// Gives memory back to the host. QEMU cannot do so in a view of a file that others share (`ram_block_discard_range`), so
+/// clones have none, nor has what they are copies of: their devices must be the same.
+fn balloon_args(memory: Memory<'_>) -> Vec<OsString> {
+    match memory {
+        Memory::Own => plain(&["-device", "virtio-balloon-pci,free-page-reporting=on"]),
+        Memory::Saved(_) | Memory::Copied(_) => Vec::new(),
+    }
+}
+
+fn restore_args(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> Vec<OsString> {
+    let Memory::Copied(_) = memory else {
+        return Vec::new();
+    };
+    let mut args = plain(&["-incoming", "defer"]);
+    if forgets_timers(spec) {
+        args.extend(socket_args("debugger", &layout.debugger()));
+        args.extend(plain(&["-gdb", "chardev:debugger"]));
+    }
+    args
 }
 
 /// The kernel is booted directly: no firmware menu, no boot loader.
@@ -97,7 +146,7 @@ fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
 /// The overlay dies with the VM, so nothing is ever flushed. When the host's disk is full the VM pauses rather than
 /// seeing errors, which is told by an event, and it is ended: nobody would free space for a guest that hangs unseen.
 fn disk_args(layout: &Layout) -> Vec<OsString> {
-    let mut drive = with_path("if=none,id=disk,format=qcow2,file=", &layout.overlay());
+    let mut drive = with_path("if=none,id=disk,format=qcow2,file=", layout.overlay());
     drive.push(",cache=unsafe,discard=unmap,detect-zeroes=unmap");
     let mut args = vec!["-drive".into(), drive];
     args.extend(plain(&[
@@ -190,4 +239,4 @@ fn with_path(option: &str, path: &Path) -> OsString {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::vm) mod tests;

@@ -1,13 +1,17 @@
 //! What this machine has to run VMs with: programs, their versions, KVM.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::vm::Accel;
+use crate::image::digest;
 use crate::nix::System;
 
 /// The oldest QEMU that is known to work: Ubuntu 24.04's.
@@ -114,25 +118,73 @@ fn package_of(program: &str) -> &'static str {
     }
 }
 
+/// A QEMU that xpool can use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsableQemu {
+    /// Its version.
+    pub version: QemuVersion,
+    /// What tells it from any other: what it says its version is, and SHA-256 of its program, which may be a wrapper.
+    pub identity: String,
+}
+
+/// The QEMUs that were looked at, each until its program changes: asking takes longer than restoring a guest.
+#[derive(Debug, Default)]
+pub struct KnownQemus {
+    seen: Mutex<HashMap<PathBuf, (FileStamp, UsableQemu)>>,
+}
+
+/// Size, time of change in seconds and nanoseconds, inode.
+type FileStamp = (u64, i64, i64, u64);
+
+impl KnownQemus {
+    /// Asks a QEMU for its version, and refuses one that is too old.
+    pub async fn check(&self, program: &Path) -> Result<UsableQemu, HostError> {
+        let stamp = std::fs::metadata(program)
+            .map(|meta| (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ino()))
+            .map_err(|error| broken(program, error.to_string()))?;
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, qemu)) = seen().get(program)
+            && *then == stamp
+        {
+            return Ok(qemu.clone());
+        }
+        let qemu = check_qemu(program).await?;
+        seen().insert(program.to_owned(), (stamp, qemu.clone()));
+        Ok(qemu)
+    }
+}
+
+fn broken(program: &Path, cause: String) -> HostError {
+    HostError::QemuBroken {
+        program: program.to_owned(),
+        cause,
+    }
+}
+
 /// Asks a QEMU for its version, and refuses one that is too old.
-pub async fn check_qemu(program: &Path) -> Result<QemuVersion, HostError> {
-    let found = qemu_version(program)
+pub async fn check_qemu(program: &Path) -> Result<UsableQemu, HostError> {
+    let (version, line) = qemu_version(program)
         .await
-        .map_err(|cause| HostError::QemuBroken {
-            program: program.to_owned(),
-            cause,
-        })?;
-    if found < OLDEST_QEMU {
+        .map_err(|cause| broken(program, cause))?;
+    if version < OLDEST_QEMU {
         return Err(HostError::QemuTooOld {
             program: program.to_owned(),
-            found,
+            found: version,
             package: package_of(&program.to_string_lossy()),
         });
     }
-    Ok(found)
+    let reading = program.to_owned();
+    let digest = tokio::task::spawn_blocking(move || digest::of_file(&reading))
+        .await
+        .map_err(io::Error::from)
+        .flatten()
+        .map_err(|error| broken(program, error.to_string()))?;
+    let identity = format!("{line}, {}", digest.0);
+    Ok(UsableQemu { version, identity })
 }
 
-async fn qemu_version(program: &Path) -> Result<QemuVersion, String> {
+/// The version, and the line that says so.
+async fn qemu_version(program: &Path) -> Result<(QemuVersion, String), String> {
     let output = tokio::process::Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
@@ -143,10 +195,12 @@ async fn qemu_version(program: &Path) -> Result<QemuVersion, String> {
         .map_err(|timed_out| timed_out.to_string())?
         .map_err(|error| error.to_string())?;
     let printed = String::from_utf8_lossy(&output.stdout);
-    parse_version(&printed).ok_or_else(|| {
+    let line = printed.lines().next().unwrap_or_default();
+    let version = parse_version(line).ok_or_else(|| {
         let said = String::from_utf8_lossy(&output.stderr);
         format!("{}: {}{}", output.status, printed.trim(), said.trim())
-    })
+    })?;
+    Ok((version, line.to_owned()))
 }
 
 /// The version in `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
@@ -215,14 +269,29 @@ mod tests {
             "qemu-system-riscv64",
             "QEMU emulator version 7.2.9 (Debian)",
         );
-        let error = check_qemu(&old).await.unwrap_err().to_string();
+        let qemus = KnownQemus::default();
+        let error = qemus.check(&old).await.unwrap_err().to_string();
         assert!(
             error.contains("has version 7.2 and xpool needs 8.2"),
             "{error}"
         );
         let new = program(dir.path(), "qemu", "QEMU emulator version 8.2.0");
-        assert_eq!(check_qemu(&new).await.unwrap(), OLDEST_QEMU);
+        let usable = qemus.check(&new).await.unwrap();
+        assert_eq!(usable.version, OLDEST_QEMU);
         let broken = program(dir.path(), "broken", "oh");
-        assert!(check_qemu(&broken).await.is_err());
+        assert!(qemus.check(&broken).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_was_replaced_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemus = KnownQemus::default();
+        let path = program(dir.path(), "qemu", "QEMU emulator version 10.0.2");
+        let before = qemus.check(&path).await.unwrap();
+        assert_eq!(qemus.check(&path).await.unwrap(), before);
+        program(dir.path(), "qemu", "QEMU emulator version 10.0.2 (patched)");
+        let after = qemus.check(&path).await.unwrap();
+        assert_eq!(after.version, before.version);
+        assert_ne!(after.identity, before.identity);
     }
 }

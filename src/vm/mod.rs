@@ -4,6 +4,7 @@
 
 mod agent;
 mod boot_error;
+mod clock;
 mod command;
 mod console;
 mod disk;
@@ -18,7 +19,11 @@ mod process;
 mod qemu;
 mod qmp;
 mod ready;
+mod start;
 mod stop;
+pub mod template;
+mod thaw;
+mod timers;
 mod wait;
 
 use std::future::Future;
@@ -45,6 +50,8 @@ pub struct VmSpec {
     pub accel: Accel,
     /// QEMU's program, absolute.
     pub qemu: PathBuf,
+    /// What tells this QEMU from any other; see [`host::UsableQemu`].
+    pub qemu_identity: String,
     /// The `qemu-img` program, absolute.
     pub qemu_img: PathBuf,
     /// The image to boot.
@@ -53,6 +60,8 @@ pub struct VmSpec {
     pub slots: u32,
     /// Whether the guest has a network device.
     pub network: Network,
+    /// The folder of templates, one of which the VM is cloned from; `None` for a VM that boots from its image.
+    pub templates: Option<PathBuf>,
     /// Where the VM's private folder (overlay, sockets) is made; removed at the VM's end.
     pub private_parent: PathBuf,
     /// Where the console goes; kept after the VM's end, bounded in size.
@@ -64,7 +73,7 @@ pub struct VmSpec {
 }
 
 /// Told of each stage of a boot, as a person would call it: `waiting for the guest agent`.
-pub type BootProgress = dyn Fn(&str) + Send + Sync;
+pub type BootProgress<'a> = dyn Fn(&str) + Send + Sync + 'a;
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +104,7 @@ pub trait VmBackend: Send + Sync + 'static {
     fn boot(
         &self,
         spec: VmSpec,
-        progress: &BootProgress,
+        progress: &BootProgress<'_>,
         abort: CancellationToken,
     ) -> impl Future<Output = anyhow::Result<Self::Vm>> + Send;
 }
@@ -121,8 +130,8 @@ pub trait RunningVm: Send + Sync + 'static {
     /// The process that runs the VM, on this machine; `None` once it has ended.
     fn pid(&self) -> Option<u32>;
 
-    /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill. Returns at once; a second call is
-    /// the same as one.
+    /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill; a clone by `quit` at once. Returns at
+    /// once; a second call is the same as one.
     fn power_down(&self);
 
     /// Kills QEMU and its children. Returns at once.

@@ -17,7 +17,7 @@ use super::qmp::Qmp;
 use super::wait::{Pace, within};
 
 /// What the agent starts for a hop; part of the guest contract.
-const SESSION_PROGRAM: &str = "/usr/bin/xpool-guest";
+pub(super) const GUEST_PROGRAM: &str = "/usr/bin/xpool-guest";
 
 /// The guest starts two programs for a session: 0.1 s, on a starved host a hundred times that.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);
@@ -88,10 +88,7 @@ impl Port {
             .await
             .with_context(|| format!("connecting to `{}`", self.socket.display()))?;
         let slot = self.slot.to_string();
-        let session = self
-            .agent
-            .start(SESSION_PROGRAM, &["session", &slot])
-            .await?;
+        let session = self.agent.start(GUEST_PROGRAM, &["session", &slot]).await?;
         let opened = within(
             "the guest to open the port",
             OPEN_LIMIT,
@@ -235,7 +232,7 @@ async fn heard_or(news: &mut watch::Receiver<u64>, pace: &mut Pace) {
 
 /// A session ended before it had opened its port; so does one that finds no nix-daemon.
 #[derive(Debug, thiserror::Error)]
-#[error("`{SESSION_PROGRAM} session` ended in the guest: {said}")]
+#[error("`{GUEST_PROGRAM} session` ended in the guest: {said}")]
 pub(super) struct SessionFailed {
     said: String,
 }

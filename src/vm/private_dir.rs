@@ -14,6 +14,7 @@ const LONGEST_SOCKET_PATH: usize = 107;
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     dir: PathBuf,
+    overlay: PathBuf,
 }
 
 impl Layout {
@@ -21,12 +22,23 @@ impl Layout {
     pub(super) fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            overlay: dir.join("disk"),
         }
     }
 
+    /// The same, with the VM's disk elsewhere: one that outlives the VM.
+    pub(super) fn with_overlay(self, overlay: PathBuf) -> Self {
+        Self { overlay, ..self }
+    }
+
     /// The VM's own disk.
-    pub(super) fn overlay(&self) -> PathBuf {
-        self.dir.join("disk")
+    pub(super) fn overlay(&self) -> &Path {
+        &self.overlay
+    }
+
+    /// QEMU's port for a debugger.
+    pub(super) fn debugger(&self) -> PathBuf {
+        self.dir.join("debugger")
     }
 
     /// QEMU's monitor.
@@ -45,7 +57,7 @@ impl Layout {
     }
 
     fn check_lengths(&self, slots: u32) -> anyhow::Result<()> {
-        let longest = [self.agent(), self.port(slots)]
+        let longest = [self.agent(), self.debugger(), self.port(slots)]
             .into_iter()
             .max_by_key(|path| path.as_os_str().len())
             .unwrap_or_default();

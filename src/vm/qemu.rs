@@ -4,52 +4,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, GuestOutput};
-use super::boot_error::{BootError, BootFailure, CONSOLE_LINES};
 use super::hop::Hop;
 use super::machine::{Machine, Wish};
 use super::port::Port;
-use super::private_dir::Layout;
-use super::process::Process;
 use super::qmp::Qmp;
-use super::qmp::events::{EventSinks, channels};
-use super::ready::{Requirement, Unmet};
+use super::start::{DEATH_LIMIT, Origin, bring_up};
+use super::template::Templates;
 use super::wait::within;
-use super::{
-    BootProgress, RunningVm, VmBackend, VmExit, VmSpec, command, console, disk, private_dir, ready,
-    stop,
-};
-
-/// When something about a QEMU fails, its death is the likely cause, and known within this time.
-const DEATH_LIMIT: Duration = Duration::from_secs(1);
+use super::{BootProgress, RunningVm, VmBackend, VmExit, VmSpec, clock, stop};
 
 /// Runs VMs in QEMU on this machine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Qemu;
+#[derive(Debug, Default)]
+pub struct Qemu {
+    templates: Templates,
+}
 
 /// A VM in QEMU that can serve sessions. Dropping it kills QEMU.
 pub struct QemuVm {
     machine: Arc<Machine>,
     guest: Guest,
     stop_grace: Duration,
+    /// Whether it is one of many copies: then there is nothing in it that a shutdown would save.
+    is_clone: bool,
 }
 
 /// The ways into a guest.
-struct Guest {
-    qmp: Qmp,
-    agent: Agent,
-    ports: Vec<Arc<Port>>,
-}
-
-/// A QEMU that was just started.
-struct Started {
-    machine: Machine,
-    layout: Layout,
-    sinks: EventSinks,
-    port_news: Vec<watch::Receiver<u64>>,
+pub(super) struct Guest {
+    pub(super) qmp: Qmp,
+    pub(super) agent: Agent,
+    pub(super) ports: Vec<Arc<Port>>,
 }
 
 impl VmBackend for Qemu {
@@ -58,123 +44,23 @@ impl VmBackend for Qemu {
     async fn boot(
         &self,
         spec: VmSpec,
-        progress: &BootProgress,
+        progress: &BootProgress<'_>,
         abort: CancellationToken,
     ) -> anyhow::Result<QemuVm> {
-        progress(Requirement::QemuAnswers.stage());
-        let Some(started) = abort.run_until_cancelled(start(&spec)).await else {
-            return Err(boot_error(&spec, BootFailure::Aborted, Vec::new()).into());
-        };
-        let Started {
-            machine,
-            layout,
-            sinks,
-            port_news,
-        } = started.with_context(|| format!("starting `{}`", spec.name))?;
-        let (unmet, reached) = watch::channel(Unmet::new(Requirement::QemuAnswers));
-        let note = |news: Unmet| {
-            if news.last_failure.is_none() {
-                progress(news.requirement.stage());
-            }
-            unmet.send_replace(news);
-        };
-        let ready = enter_guest(&machine, &layout, sinks, port_news, note);
-        let failure = tokio::select! {
-            biased;
-            () = abort.cancelled() => BootFailure::Aborted,
-            end = machine.ended() => BootFailure::Died(end.exit.in_words().to_owned()),
-            ready = tokio::time::timeout(spec.boot_timeout, ready) => match ready {
-                Ok(Ok(guest)) => return Ok(QemuVm {
-                    machine: Arc::new(machine),
-                    guest,
-                    stop_grace: spec.stop_grace,
-                }),
-                Ok(Err(error)) => BootFailure::Failed(reached.borrow().requirement, error),
-                Err(_) => BootFailure::TimedOut(reached.borrow().clone(), spec.boot_timeout),
-            },
-        };
-        Err(give_up(&spec, machine, failure).await.into())
-    }
-}
-
-/// Starts QEMU with a disk of its own.
-async fn start(spec: &VmSpec) -> anyhow::Result<Started> {
-    let (dir, layout) = private_dir::create(&spec.private_parent, spec.slots)?;
-    disk::create_overlay(&spec.qemu_img, &spec.image.disk(), &layout.overlay()).await?;
-    let arguments = command::arguments(spec, &layout);
-    tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
-    let process = Process::spawn(&spec.qemu, &arguments, &spec.console_log)?;
-    let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
-    Ok(Started {
-        machine: Machine::new(process, dir, sources.fate),
-        layout,
-        sinks,
-        port_news: sources.ports,
-    })
-}
-
-/// Meets one requirement after another; `note` is told before each, the first one excepted, and of attempts in vain.
-async fn enter_guest(
-    machine: &Machine,
-    layout: &Layout,
-    sinks: EventSinks,
-    port_news: Vec<watch::Receiver<u64>>,
-    note: impl Fn(Unmet),
-) -> anyhow::Result<Guest> {
-    let qmp = Qmp::connect(&layout.qmp(), sinks).await?;
-    note(Unmet::new(Requirement::AgentAnswers));
-    let agent = Agent::new(layout.agent());
-    agent.answers().await?;
-    note(Unmet::new(Requirement::ClockIsSet));
-    ready::set_clock(&agent).await?;
-    let port = |(slot, news)| {
-        let socket = layout.port(slot);
-        let port = Port::new(
-            slot,
-            socket,
-            qmp.clone(),
-            agent.clone(),
-            news,
-            machine.end_watch(),
-        );
-        Arc::new(port)
-    };
-    let ports: Vec<_> = (0..).zip(port_news).map(port).collect();
-    note(Unmet::new(Requirement::DaemonAnswers));
-    let first = ports.first().context("a VM needs a slot at least")?;
-    let failed = |failure| {
-        note(Unmet {
-            requirement: Requirement::DaemonAnswers,
-            last_failure: Some(failure),
-        });
-    };
-    ready::daemon_answers(|| first.open_hop(), failed).await?;
-    Ok(Guest { qmp, agent, ports })
-}
-
-/// Makes sure that nothing is left of a VM that did not come up, and says why it did not.
-async fn give_up(spec: &VmSpec, machine: Machine, failure: BootFailure) -> BootError {
-    let failure = match failure {
-        BootFailure::Failed(requirement, error) => {
-            match within("QEMU's death", DEATH_LIMIT, machine.ended()).await {
-                Ok(end) => BootFailure::Died(end.exit.in_words().to_owned()),
-                Err(_) => BootFailure::Failed(requirement, error),
+        if let Some(dir) = &spec.templates
+            && let Some(files) = self.templates.get(&spec, dir, progress, &abort).await?
+        {
+            let origin = Origin::Template(&files);
+            match bring_up(&spec, origin, progress, &abort).await {
+                Ok(vm) => {
+                    self.templates.judge(&spec, &files, Ok(())).await;
+                    return Ok(vm);
+                }
+                Err(error) if abort.is_cancelled() => return Err(error),
+                Err(error) => self.templates.judge(&spec, &files, Err(&error)).await,
             }
         }
-        other => other,
-    };
-    machine.wish(Wish::Kill);
-    let end = machine.ended().await;
-    boot_error(spec, failure, end.stderr)
-}
-
-fn boot_error(spec: &VmSpec, failure: BootFailure, stderr: Vec<String>) -> BootError {
-    BootError {
-        vm: spec.name.clone(),
-        failure,
-        stderr,
-        console: console::last_lines(&spec.console_log, CONSOLE_LINES),
-        console_log: spec.console_log.clone(),
+        bring_up(&spec, Origin::Image, progress, &abort).await
     }
 }
 
@@ -183,6 +69,28 @@ fn gone(exit: &VmExit) -> anyhow::Error {
 }
 
 impl QemuVm {
+    pub(super) fn new(machine: Machine, guest: Guest, spec: &VmSpec, origin: Origin<'_>) -> Self {
+        Self {
+            machine: Arc::new(machine),
+            guest,
+            stop_grace: spec.stop_grace,
+            is_clone: matches!(origin, Origin::Template(_)),
+        }
+    }
+
+    pub(super) fn qmp(&self) -> &Qmp {
+        &self.guest.qmp
+    }
+
+    pub(super) fn agent(&self) -> &Agent {
+        &self.guest.agent
+    }
+
+    /// Makes the VM's end one that was asked for, by whatever it is brought about.
+    pub(super) fn expect_end(&self) {
+        self.machine.wish(Wish::Stop);
+    }
+
     /// Runs a program in the guest to its end, for `limit` at most.
     pub async fn run(
         &self,
@@ -234,7 +142,7 @@ impl RunningVm for QemuVm {
 
     async fn resume(&self) -> anyhow::Result<()> {
         self.guest.qmp.execute(qapi::qmp::cont {}).await?;
-        ready::set_clock(&self.guest.agent).await
+        clock::set(&self.guest.agent).await
     }
 
     fn pid(&self) -> Option<u32> {
@@ -245,7 +153,11 @@ impl RunningVm for QemuVm {
         if self.machine.wish(Wish::Stop) {
             let (agent, qmp) = (self.guest.agent.clone(), self.guest.qmp.clone());
             let machine = Arc::clone(&self.machine);
-            tokio::spawn(stop::power_down(machine, agent, qmp, self.stop_grace));
+            if self.is_clone {
+                tokio::spawn(async move { stop::quit(&machine, &qmp).await });
+            } else {
+                tokio::spawn(stop::power_down(machine, agent, qmp, self.stop_grace));
+            }
         }
     }
 

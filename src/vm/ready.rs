@@ -1,11 +1,9 @@
 //! When a VM can serve: a list of requirements, met in this order, each with a name and a hint.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::agent::Agent;
 use super::hop::Hop;
 use super::port::SessionFailed;
 use super::wait::{Pace, within};
@@ -18,8 +16,10 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Requirement {
     QemuAnswers,
+    StateIsRestored,
     AgentAnswers,
     ClockIsSet,
+    IsThawed,
     DaemonAnswers,
 }
 
@@ -28,8 +28,10 @@ impl Requirement {
     pub(super) fn stage(self) -> &'static str {
         match self {
             Self::QemuAnswers => "starting QEMU",
+            Self::StateIsRestored => "restoring the guest",
             Self::AgentAnswers => "waiting for the guest agent",
             Self::ClockIsSet => "setting the guest's clock",
+            Self::IsThawed => "giving the guest a name and randomness of its own",
             Self::DaemonAnswers => "waiting for the nix-daemon",
         }
     }
@@ -41,7 +43,13 @@ impl Requirement {
             Self::AgentAnswers => {
                 "the console shows how far the guest got; a slow machine needs a longer boot timeout"
             }
+            Self::StateIsRestored => {
+                "`template = false` in xpool.toml boots every VM from its image"
+            }
             Self::ClockIsSet => "the guest's agent must allow `guest-set-time`",
+            Self::IsThawed => {
+                "the image may be older than this xpool, or damaged: `xpool image verify`"
+            }
             Self::DaemonAnswers => {
                 "the console shows what nix-daemon says; the image may be damaged: `xpool image verify`"
             }
@@ -66,14 +74,6 @@ impl Unmet {
             last_failure: None,
         }
     }
-}
-
-/// Sets the guest's clock to the host's.
-pub(super) async fn set_clock(agent: &Agent) -> anyhow::Result<()> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    agent
-        .set_clock(now.context("the host's clock is before 1970")?)
-        .await
 }
 
 /// Waits until the guest's nix-daemon has answered the greeting of its protocol over a hop; `failed` is told of each
@@ -117,6 +117,7 @@ async fn greet(hop: Hop) -> std::io::Result<()> {
 mod tests {
     use std::cell::RefCell;
 
+    use anyhow::Context as _;
     use tokio::net::UnixStream;
 
     use super::*;

@@ -25,8 +25,13 @@ pub(super) async fn power_down(machine: Arc<Machine>, agent: Agent, qmp: Qmp, gr
         return;
     }
     tracing::debug!("the guest does not shut down, ending QEMU");
+    quit(&machine, &qmp).await;
+}
+
+/// Ends QEMU without asking its guest.
+pub(super) async fn quit(machine: &Machine, qmp: &Qmp) {
     let quit = qmp.execute(qapi::qmp::quit {});
-    if ended_within(&machine, QUIT_LIMIT, quit).await {
+    if ended_within(machine, QUIT_LIMIT, quit).await {
         return;
     }
     tracing::warn!("QEMU does not quit, killing it");

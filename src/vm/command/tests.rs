@@ -16,7 +16,12 @@ fn profile(system: System) -> VmProfile {
     toml::from_str(text).unwrap()
 }
 
-fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
+/// A VM under emulation, with a network.
+pub(in crate::vm) fn spec(system: System) -> VmSpec {
+    spec_with(system, Accel::Tcg, Network::Nat)
+}
+
+fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
     let file = |name: &str| ImageFile {
         name: name.to_owned(),
         size: 1,
@@ -40,6 +45,7 @@ fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
         accel,
         qemu: format!("/bin/{}", profile.qemu).into(),
         profile,
+        qemu_identity: "10".to_owned(),
         qemu_img: "/bin/qemu-img".into(),
         image: Image {
             dir: "/img".into(),
@@ -47,6 +53,7 @@ fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
         },
         slots: 2,
         network,
+        templates: None,
         private_parent: "/s".into(),
         console_log: "/s/log".into(),
         boot_timeout: Duration::from_secs(60),
@@ -56,8 +63,12 @@ fn spec(system: System, accel: Accel, network: Network) -> VmSpec {
 
 /// The arguments, an option and its value to a line.
 fn rendered(spec: &VmSpec, dir: &str) -> String {
+    rendered_with(spec, Memory::Own, dir)
+}
+
+fn rendered_with(spec: &VmSpec, memory: Memory<'_>, dir: &str) -> String {
     let mut text = String::new();
-    for argument in arguments(spec, &Layout::new(Path::new(dir))) {
+    for argument in arguments(spec, memory, &Layout::new(Path::new(dir))) {
         let argument = argument.into_string().unwrap();
         text.push(if argument.starts_with('-') { '\n' } else { ' ' });
         text.push_str(&argument);
@@ -67,7 +78,7 @@ fn rendered(spec: &VmSpec, dir: &str) -> String {
 
 #[test]
 fn riscv64_under_emulation_with_network() {
-    let spec = spec(System::Riscv64Linux, Accel::Tcg, Network::Nat);
+    let spec = spec_with(System::Riscv64Linux, Accel::Tcg, Network::Nat);
     insta::assert_snapshot!(rendered(&spec, "/s/vm1"), @r"
     -nodefaults
     -no-user-config
@@ -105,7 +116,7 @@ fn riscv64_under_emulation_with_network() {
 
 #[test]
 fn aarch64_under_emulation_without_network() {
-    let spec = spec(System::Aarch64Linux, Accel::Tcg, Network::None);
+    let spec = spec_with(System::Aarch64Linux, Accel::Tcg, Network::None);
     insta::assert_snapshot!(rendered(&spec, "/s/vm1"), @r"
     -nodefaults
     -no-user-config
@@ -142,8 +153,8 @@ fn aarch64_under_emulation_without_network() {
 #[test]
 fn kvm_changes_the_accelerator_and_the_cpu_only() {
     for system in System::ALL {
-        let emulated = rendered(&spec(system, Accel::Tcg, Network::Nat), "/s/vm1");
-        let native = rendered(&spec(system, Accel::Kvm, Network::Nat), "/s/vm1");
+        let emulated = rendered(&spec_with(system, Accel::Tcg, Network::Nat), "/s/vm1");
+        let native = rendered(&spec_with(system, Accel::Kvm, Network::Nat), "/s/vm1");
         let cpu = profile(system).cpu;
         let expected = emulated
             .replace("-accel tcg,thread=multi", "-accel kvm")
@@ -155,8 +166,8 @@ fn kvm_changes_the_accelerator_and_the_cpu_only() {
 #[test]
 fn no_network_means_no_device_and_nothing_else() {
     for system in System::ALL {
-        let with = rendered(&spec(system, Accel::Tcg, Network::Nat), "/s/vm1");
-        let without = rendered(&spec(system, Accel::Tcg, Network::None), "/s/vm1");
+        let with = rendered(&spec_with(system, Accel::Tcg, Network::Nat), "/s/vm1");
+        let without = rendered(&spec_with(system, Accel::Tcg, Network::None), "/s/vm1");
         let device = "-netdev user,id=net\n-device virtio-net-pci,netdev=net,romfile=\n";
         assert_eq!(with.replace(device, ""), without);
     }
@@ -164,7 +175,7 @@ fn no_network_means_no_device_and_nothing_else() {
 
 #[test]
 fn commas_in_paths_and_names_are_doubled_where_qemu_splits() {
-    let mut spec = spec(System::Riscv64Linux, Accel::Tcg, Network::None);
+    let mut spec = spec_with(System::Riscv64Linux, Accel::Tcg, Network::None);
     spec.name = "a,b".to_owned();
     spec.image.dir = "/i,mg".into();
     let text = rendered(&spec, "/s,t/vm1");

@@ -1,0 +1,210 @@
+//! The folder of templates: what is in it, what may go.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use rustix::fs::{FlockOperation, flock};
+
+use super::TemplateFiles;
+use super::key::Key;
+use crate::nix::System;
+
+/// How the name of a folder begins in which a template is being made.
+pub(super) const MAKING: &str = ".making-";
+
+/// In such a folder, the file that its maker holds a lock on.
+pub(super) const LOCK: &str = "lock";
+
+/// In a template's folder: changed when a manager has begun to use it.
+const USED: &str = "used";
+
+/// Templates of a system that are kept beside the newest one, for other configurations: the folder stays bounded.
+const SPARE: usize = 3;
+
+/// A template on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its folder's name: the system and 16 hex digits.
+    pub name: String,
+    /// Whose VMs are clones of it.
+    pub system: System,
+    /// Bytes it takes on the disk.
+    pub bytes: u64,
+    /// When a manager last began to use it.
+    pub used: SystemTime,
+    dir: PathBuf,
+}
+
+/// The templates in the folder `templates`, the one used last first.
+pub fn list(templates: &Path) -> anyhow::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for entry in entries(templates)? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let system = name
+            .rsplit_once('-')
+            .and_then(|(system, _)| system.parse().ok());
+        let Some(system) = system.filter(|_| !name.starts_with('.')) else {
+            continue;
+        };
+        let dir = entry.path();
+        let bytes = TemplateFiles::new(dir.clone()).disk_usage();
+        // Never used: from before the epoch, so that it goes first.
+        let used = fs::metadata(dir.join(USED)).and_then(|meta| meta.modified());
+        let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
+        found.push(Listed {
+            name,
+            system,
+            bytes,
+            used,
+            dir,
+        });
+    }
+    found.sort_by_key(|template| std::cmp::Reverse(template.used));
+    Ok(found)
+}
+
+impl Listed {
+    /// Removes it. Clones that run keep what they have open.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        remove(&self.dir)
+    }
+}
+
+/// Removes what managers that were killed have not finished. Gives the names.
+pub fn clean(templates: &Path) -> anyhow::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in entries(templates)? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(MAKING) && is_abandoned(&entry.path()) {
+            remove_folder(&entry.path())?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether nobody works in the folder. Its lock is made right after it, so without one its maker may just have begun, or
+/// is about to publish it.
+fn is_abandoned(dir: &Path) -> bool {
+    let lock = File::open(dir.join(LOCK));
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+}
+
+/// Removes the templates of a system that were not used for the longest time.
+pub(super) fn prune(templates: &Path, system: System) -> anyhow::Result<()> {
+    let of_system = list(templates)?
+        .into_iter()
+        .filter(|template| template.system == system);
+    of_system.skip(1 + SPARE).try_for_each(|old| old.remove())
+}
+
+/// Why the template of a system that was used last is not the one with this key; `None` when there is none.
+pub(super) fn why_not(templates: &Path, system: System, key: &Key) -> Option<&'static str> {
+    let listed = list(templates).ok()?;
+    let last = listed.iter().find(|template| template.system == system)?;
+    let manifest = TemplateFiles::new(last.dir.clone()).manifest().ok()??;
+    Some(manifest.key.difference(key))
+}
+
+/// Notes that a template is in use.
+pub(super) fn mark_used(dir: &Path) -> io::Result<()> {
+    File::create(dir.join(USED)).map(drop)
+}
+
+/// Removes a template: by its manifest first, so that there is never half of one.
+pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
+    let hidden = tempfile::Builder::new()
+        .prefix(".removing-")
+        .tempdir_in(dir.parent().unwrap_or(dir))
+        .with_context(|| format!("removing `{}`", dir.display()))?;
+    match fs::rename(dir, hidden.path()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing `{}`", dir.display()))
+        }
+        _ => hidden
+            .close()
+            .with_context(|| format!("removing `{}`", dir.display())),
+    }
+}
+
+fn remove_folder(dir: &Path) -> anyhow::Result<()> {
+    fs::remove_dir_all(dir).with_context(|| format!("removing `{}`", dir.display()))
+}
+
+/// What is in a folder; nothing when it is not there.
+fn entries(dir: &Path) -> anyhow::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries
+            .and_then(Iterator::collect)
+            .with_context(|| format!("reading `{}`", dir.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYSTEM: System = System::Riscv64Linux;
+
+    fn template(dir: &Path, name: &str) {
+        fs::create_dir(dir.join(name)).unwrap();
+        mark_used(&dir.join(name)).unwrap();
+        // Times of files are as coarse as the kernel's clock ticks.
+        let later = SystemTime::now() + std::time::Duration::from_secs(name.len() as u64);
+        let used = File::options()
+            .write(true)
+            .open(dir.join(name).join(USED))
+            .unwrap();
+        used.set_modified(later).unwrap();
+    }
+
+    #[test]
+    fn the_templates_used_last_are_kept_and_those_of_other_systems() {
+        let dir = tempfile::tempdir().unwrap();
+        for count in 1..=6 {
+            template(dir.path(), &format!("riscv64-linux-{}", "a".repeat(count)));
+        }
+        template(dir.path(), "aarch64-linux-b");
+        prune(dir.path(), SYSTEM).unwrap();
+        let names: Vec<String> = list(dir.path())
+            .unwrap()
+            .into_iter()
+            .map(|template| template.name)
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "riscv64-linux-aaaaaa",
+                "riscv64-linux-aaaaa",
+                "riscv64-linux-aaaa",
+                "riscv64-linux-aaa",
+                "aarch64-linux-b"
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_nobody_works_on_is_removed_as_unfinished() {
+        let dir = tempfile::tempdir().unwrap();
+        template(dir.path(), "riscv64-linux-a");
+        for name in [".making-abandoned", ".making-begun", ".making-busy"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join(".making-abandoned/lock"), "").unwrap();
+        let busy = File::create(dir.path().join(".making-busy/lock")).unwrap();
+        flock(&busy, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(clean(dir.path()).unwrap(), [".making-abandoned"]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_empty_one() {
+        let none = Path::new("/none/templates");
+        assert_eq!(list(none).unwrap(), []);
+        assert!(clean(none).unwrap().is_empty());
+    }
+}
