@@ -40,8 +40,8 @@ struct Observed {
     was_building: bool,
 }
 
-/// A session's place, and what is known of the session. However it ends, dropped halfway too, the place is given up with word
-/// of whether outputs are still to be fetched.
+/// A session's place, and what is known of the session. However it ends, dropped halfway too, the place is given up with
+/// word of whether outputs are still to be fetched.
 struct Seat {
     ticket: SessionTicket,
     watch: Watch,
@@ -211,8 +211,8 @@ impl Watch {
         }
     }
 
-    /// Passes what the client sent before (`held`, which was seen) and what it sends until it leaves. When the guest takes no more, the rest is thrown away: the reason
-    /// comes from the other direction.
+    /// Passes what the client sent before (`held`, which was seen) and what it sends until it leaves. When the guest takes
+    /// no more, the rest is thrown away: the reason comes from the other direction.
     async fn pass_up<R, G>(&self, held: Vec<u8>, reader: &mut R, mut guest: G)
     where
         R: AsyncRead + Unpin,

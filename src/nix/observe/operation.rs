@@ -108,12 +108,14 @@ impl Operation {
     /// Whether it asks for what the store has already, and makes no sense to a store that is new.
     ///
     /// After a build, a hook copies the outputs with `copyPaths` (`build-remote.cc`), which asks the builder for
-    /// `QueryPathInfo` of every output first and for `NarFromPath` of each then (`store-api.cc`). Up to 2.33,
-    /// `RemoteStore::ConnectionHandle` gives a connection up whenever an exception passes it: after a NAR, because the
-    /// coroutine around it (`sinkToSource`) is ended by one, and up to 2.31 after `QueryPathInfo` of a path that is not
-    /// there. So a new connection begins with one of these two. `IsValidPath` and `QueryRealisation` are what
-    /// `nix copy --from` and `nix-store --query` ask likewise. A hook's own first operation is `QueryValidPaths`: which of
-    /// the inputs are there?
+    /// `QueryPathInfo` of every output first and for `NarFromPath` of each then (`store-api.cc`). Where `narFromPath` holds
+    /// its connection by a `RemoteStore::ConnectionHandle`, as in 2.26, the connection is given up after each NAR: the
+    /// coroutine around it (`sinkToSource`) is ended by an exception, and the handle takes that for a broken connection. In
+    /// the same way, an older `QueryPathInfo` of a path that is not there ends one. So a new connection begins with one of
+    /// these two. `IsValidPath` and `QueryRealisation` ask a store for no more than what it has, as well.
+    ///
+    /// A hook's own first operation is `QueryValidPaths`: which of the inputs are there? `nix copy --from` begins with
+    /// `BuildPathsWithResults` and `nix path-info` with `QueryMissing`, which may also be the beginning of a build.
     pub fn asks_for_outputs(self) -> bool {
         match self {
             Self::IsValidPath
