@@ -2,6 +2,7 @@
 
 pub mod handshake;
 pub mod machines;
+pub mod nar_walk;
 pub mod observe;
 pub mod stderr;
 pub mod walk;

@@ -1,24 +1,22 @@
-//! Watching a session without touching its bytes: which operation runs, what is built, and whether an error of our own
-//! could be put into the server's stream without breaking it.
+//! Watching a session without touching its bytes: which operation runs, what is built and fetched, and whether an error of
+//! our own could be put into the server's stream without breaking it.
 //!
-//! Knows the operations that a build hook uses up to the end of its build (31, 44, 36). Anything else, and anything that
-//! looks wrong, ends the watching for good; the passing of bytes does not depend on it. Source of the shapes:
-//! `worker-protocol.hh`, `daemon.cc`, `remote-store.cc` and `logging.cc` of Nix 2.8 to 2.34, protocols 1.21 to 1.37.
+//! Knows the operations that a build hook uses: it asks which inputs are there (31), uploads the others (44), builds (36),
+//! and copies the outputs (26, 38). Anything else, and anything that looks wrong, ends the watching for good; the passing of
+//! bytes does not depend on it. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
+//! protocols 1.21 to 1.37.
 
+mod operation;
+mod outputs;
+
+use super::nar_walk::NarWalk;
 use super::stderr;
 use super::walk::{Item, Unexpected, Walk};
 use super::wire::Version;
+use operation::{Reply, is_success};
+use outputs::Outputs;
 
-/// An operation that can be watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// 31: which inputs does the guest have?
-    QueryValidPaths,
-    /// 44: take these inputs.
-    AddMultipleToStore,
-    /// 36: build this.
-    BuildDerivation,
-}
+pub use operation::Operation;
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +34,7 @@ pub enum Event {
 pub struct Observer {
     version: Version,
     state: State,
+    outputs: Outputs,
 }
 
 #[derive(Debug)]
@@ -50,9 +49,16 @@ enum State {
 #[derive(Debug)]
 struct Running {
     operation: Operation,
-    /// The rest of the request; `None` when the client has sent all of it.
-    request: Option<Walk>,
+    request: Request,
     server: Server,
+}
+
+#[derive(Debug)]
+enum Request {
+    /// The client still sends it.
+    Sending(Walk),
+    /// All of it was sent; these are the strings that were wanted of it.
+    Sent(Vec<Vec<u8>>),
 }
 
 /// Where the server's stream is while an operation runs.
@@ -68,29 +74,23 @@ enum Server {
     Error(Walk),
     /// In the reply after `LAST`.
     Reply(Walk),
+    /// In the reply after `LAST`, which is a NAR.
+    Nar(NarWalk),
 }
 
-/// A number, wanted as bytes: how an operation and a frame begin.
+/// How an operation ended.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Failed,
+    /// With the number that was wanted of the reply.
+    Replied(Option<u64>),
+}
+
+/// How an operation and a frame begin.
 const TAG: &[Item] = &[Item::Number];
 const NUMBER: &[Item] = &[Item::Number];
 const STRING: &[Item] = &[Item::String];
-const STRINGS: &[Item] = &[Item::List(STRING)];
 const FIELDS: Item = Item::List(&[Item::Field]);
-
-const QUERY_VALID_PATHS: &[Item] = &[Item::List(STRING), Item::Number];
-const QUERY_VALID_PATHS_BEFORE_1_27: &[Item] = STRINGS;
-/// Repair, no signature checks, then infos and NARs in frames.
-const ADD_MULTIPLE_TO_STORE: &[Item] = &[Item::Number, Item::Number, Item::Frames];
-const BUILD_DERIVATION: &[Item] = &[
-    Item::Wanted,
-    Item::List(&[Item::String, Item::String, Item::String, Item::String]), // outputs
-    Item::List(STRING),                                                    // input sources
-    Item::String,                                                          // platform
-    Item::String,                                                          // builder
-    Item::List(STRING),                                                    // arguments
-    Item::List(&[Item::String, Item::String]),                             // environment
-    Item::Number,                                                          // build mode
-];
 
 const START_ACTIVITY: &[Item] = &[
     Item::Number,
@@ -111,40 +111,13 @@ const ERROR: &[Item] = &[
 ];
 const ERROR_BEFORE_1_26: &[Item] = &[Item::String, Item::Number];
 
-impl Operation {
-    fn from_number(number: u64) -> Option<Self> {
-        match number {
-            31 => Some(Self::QueryValidPaths),
-            36 => Some(Self::BuildDerivation),
-            44 => Some(Self::AddMultipleToStore),
-            _ => None,
-        }
-    }
-
-    fn request(self, version: Version) -> &'static [Item] {
-        match self {
-            Self::QueryValidPaths if version.has(27) => QUERY_VALID_PATHS,
-            Self::QueryValidPaths => QUERY_VALID_PATHS_BEFORE_1_27,
-            Self::AddMultipleToStore => ADD_MULTIPLE_TO_STORE,
-            Self::BuildDerivation => BUILD_DERIVATION,
-        }
-    }
-
-    /// The reply's shape, as far as it is followed.
-    fn reply(self) -> &'static [Item] {
-        match self {
-            Self::QueryValidPaths => STRINGS,
-            Self::AddMultipleToStore | Self::BuildDerivation => &[],
-        }
-    }
-}
-
 impl Observer {
     /// Starts after the handshake in which `version` was agreed on.
     pub fn new(version: Version) -> Self {
         Self {
             version,
             state: State::Idle(Walk::new(TAG)),
+            outputs: Outputs::Nothing,
         }
     }
 
@@ -163,6 +136,16 @@ impl Observer {
             State::Running(running) => Some(running.operation),
             State::Idle(_) | State::Off => None,
         }
+    }
+
+    /// Whether the server may have outputs that the client has not. Known from a build that worked to the end of the last
+    /// output's NAR, where a derivation says which paths it has.
+    ///
+    /// Yes whenever it is not known: where only the build finds its outputs' paths, after something that is not watched, and
+    /// when the client asks for what another session has built. Such a session fetches one output of several, and cannot
+    /// tell whether it was the last.
+    pub fn outputs_remain(&self) -> bool {
+        matches!(self.state, State::Off) || self.outputs.remain()
     }
 
     /// Looks at bytes from the client, in order, before they are passed on.
@@ -190,6 +173,9 @@ impl Observer {
                 State::Idle(walk) => {
                     if walk.advance(&mut bytes)? {
                         let running = Running::begin(walk.last_number(), self.version)?;
+                        if running.operation.asks_for_outputs() {
+                            self.outputs.asked_for();
+                        }
                         events.push(Event::Started(running.operation));
                         self.state = State::Running(running);
                     }
@@ -207,18 +193,35 @@ impl Observer {
                 State::Idle(_) if !bytes.is_empty() => return Err(Unexpected),
                 State::Idle(_) | State::Off => return Ok(()),
                 State::Running(running) => {
-                    if !running.walk_response(&mut bytes, self.version)? {
+                    let Some(ending) = running.walk_response(&mut bytes, self.version)? else {
                         return Ok(());
-                    }
+                    };
                     events.push(Event::Ended(running.operation));
-                    self.state = match (running.operation, &running.request) {
-                        // A build's result has a shape that depends on too much; and after an error before the end of a
-                        // request, its rest cannot be told from what follows.
-                        (Operation::BuildDerivation, _) | (_, Some(_)) => State::Off,
-                        (_, None) => State::Idle(Walk::new(TAG)),
+                    self.state = match &running.request {
+                        Request::Sent(wanted) => {
+                            self.outputs.note(running.operation, wanted, ending);
+                            State::Idle(Walk::new(TAG))
+                        }
+                        // After an error before the end of a request, its rest cannot be told from what follows.
+                        Request::Sending(_) => State::Off,
                     };
                 }
             }
+        }
+    }
+}
+
+impl Outputs {
+    /// An operation has ended; `wanted` is what was wanted of its request.
+    fn note(&mut self, operation: Operation, wanted: &[Vec<u8>], ending: Ending) {
+        match (operation, ending, wanted) {
+            (Operation::BuildDerivation, Ending::Replied(Some(status)), [_, paths @ ..])
+                if is_success(status) =>
+            {
+                self.built(paths);
+            }
+            (Operation::NarFromPath, Ending::Replied(_), [path]) => self.fetched(path),
+            _ => {}
         }
     }
 }
@@ -228,7 +231,7 @@ impl Running {
         let operation = Operation::from_number(number).ok_or(Unexpected)?;
         Ok(Self {
             operation,
-            request: Some(Walk::new(operation.request(version))),
+            request: Request::Sending(Walk::new(operation.request(version))),
             server: Server::Boundary,
         })
     }
@@ -238,37 +241,51 @@ impl Running {
         bytes: &mut &[u8],
         events: &mut Vec<Event>,
     ) -> Result<(), Unexpected> {
-        // A client waits for the reply before it goes on.
-        let walk = self.request.as_mut().ok_or(Unexpected)?;
+        let Request::Sending(walk) = &mut self.request else {
+            // A client waits for the reply before it goes on.
+            return Err(Unexpected);
+        };
         if walk.advance(bytes)? {
-            if self.operation == Operation::BuildDerivation {
-                let path = String::from_utf8_lossy(walk.wanted()).into_owned();
+            if let (Operation::BuildDerivation, [drv, ..]) = (self.operation, walk.wanted()) {
+                let path = String::from_utf8_lossy(drv).into_owned();
                 events.push(Event::Building(path));
             }
-            self.request = None;
+            self.request = Request::Sent(walk.wanted().to_vec());
         }
         Ok(())
     }
 
-    /// True at the end of the response.
-    fn walk_response(&mut self, bytes: &mut &[u8], version: Version) -> Result<bool, Unexpected> {
+    /// How the operation ended, at the end of the response.
+    fn walk_response(
+        &mut self,
+        bytes: &mut &[u8],
+        version: Version,
+    ) -> Result<Option<Ending>, Unexpected> {
         loop {
             match &mut self.server {
-                Server::Boundary if bytes.is_empty() => return Ok(false),
+                Server::Boundary if bytes.is_empty() => return Ok(None),
                 Server::Boundary => self.server = Server::Tag(Walk::new(TAG)),
                 Server::Tag(walk) => {
                     if !walk.advance(bytes)? {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     self.server = self.operation.after_tag(walk.last_number(), version)?;
                 }
                 Server::Frame(walk) => {
                     if !walk.advance(bytes)? {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     self.server = Server::Boundary;
                 }
-                Server::Error(walk) | Server::Reply(walk) => return walk.advance(bytes),
+                Server::Error(walk) => return Ok(walk.advance(bytes)?.then_some(Ending::Failed)),
+                Server::Reply(walk) => {
+                    let ended = walk.advance(bytes)?;
+                    return Ok(ended.then(|| Ending::Replied(walk.wanted_number())));
+                }
+                Server::Nar(nar) => {
+                    let ended = nar.advance(bytes)?;
+                    return Ok(ended.then_some(Ending::Replied(None)));
+                }
             }
         }
     }
@@ -285,7 +302,10 @@ impl Operation {
             stderr::RESULT => frame(RESULT),
             stderr::ERROR if version.has(26) => Ok(Server::Error(Walk::new(ERROR))),
             stderr::ERROR => Ok(Server::Error(Walk::new(ERROR_BEFORE_1_26))),
-            stderr::LAST => Ok(Server::Reply(Walk::new(self.reply()))),
+            stderr::LAST => Ok(match self.reply(version) {
+                Reply::Items(items) => Server::Reply(Walk::new(items)),
+                Reply::Nar => Server::Nar(NarWalk::new()),
+            }),
             // `READ` among them: the client would answer outside of its request.
             _ => Err(Unexpected),
         }

@@ -10,12 +10,16 @@ use super::wire::padding;
 pub enum Item {
     /// A 64-bit number.
     Number,
+    /// A number that is wanted.
+    WantedNumber,
     /// A length, bytes, padding.
     String,
     /// A string whose bytes are wanted; at most [`MAX_WANTED`] of them are kept.
     Wanted,
     /// A count, and that many times the parts.
     List(&'static [Item]),
+    /// 0, or 1 and the parts.
+    Optional(&'static [Item]),
     /// Frames of unpadded bytes, each after its length, until a length of zero (`FramedSink` of Nix).
     Frames,
     /// A field of an activity: 0 and a number, or 1 and a string.
@@ -24,6 +28,9 @@ pub enum Item {
 
 /// The longest prefix of a wanted string that is kept, in bytes. A derivation's path has at most 250.
 pub const MAX_WANTED: usize = 512;
+
+/// How many wanted strings a message may have: many more than a derivation has outputs.
+const MAX_WANTED_STRINGS: usize = 256;
 
 /// No string, frame or list is longer than this. What claims to be is not what we think it is. In bytes or items.
 const MAX_LENGTH: u64 = 1 << 40;
@@ -46,7 +53,8 @@ pub struct Walk {
     word: [u8; 8],
     n_word: usize,
     last_number: u64,
-    wanted: Vec<u8>,
+    wanted: Vec<Vec<u8>>,
+    wanted_number: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +77,21 @@ enum Place {
     Keep { left: u64, padding: u64 },
 }
 
+impl Level {
+    fn new(items: &'static [Item], repeats: u64) -> Self {
+        Self {
+            items,
+            next: 0,
+            repeats,
+        }
+    }
+}
+
 impl Walk {
     /// Starts in front of a message.
     pub fn new(items: &'static [Item]) -> Self {
         let mut levels = Vec::with_capacity(MAX_DEPTH);
-        levels.push(Level {
-            items,
-            next: 0,
-            repeats: 1,
-        });
+        levels.push(Level::new(items, 1));
         Self {
             levels,
             place: Place::Next,
@@ -85,6 +99,7 @@ impl Walk {
             n_word: 0,
             last_number: 0,
             wanted: Vec::new(),
+            wanted_number: None,
         }
     }
 
@@ -93,9 +108,14 @@ impl Walk {
         self.last_number
     }
 
-    /// The wanted string, once it has been walked over.
-    pub fn wanted(&self) -> &[u8] {
+    /// The wanted strings that were walked over, in order.
+    pub fn wanted(&self) -> &[Vec<u8>] {
         &self.wanted
+    }
+
+    /// The wanted number that was walked over last.
+    pub fn wanted_number(&self) -> Option<u64> {
+        self.wanted_number
     }
 
     /// Walks on, and takes what belongs to the message from the front of `bytes`. True at its end.
@@ -131,9 +151,10 @@ impl Walk {
                 }
                 Place::Keep { left, padding } => {
                     let taken = take(bytes, left);
-                    let room = MAX_WANTED - self.wanted.len();
-                    self.wanted
-                        .extend_from_slice(&taken[..taken.len().min(room)]);
+                    if let Some(wanted) = self.wanted.last_mut() {
+                        let room = MAX_WANTED - wanted.len();
+                        wanted.extend_from_slice(&taken[..taken.len().min(room)]);
+                    }
                     let left = left - taken.len() as u64;
                     self.place = Place::Keep { left, padding };
                 }
@@ -159,19 +180,27 @@ impl Walk {
 
     /// Goes on after the number that every item begins with.
     fn enter(&mut self, item: Item, number: u64) -> Result<(), Unexpected> {
-        if number > MAX_LENGTH && item != Item::Number {
+        if number > MAX_LENGTH && !matches!(item, Item::Number | Item::WantedNumber) {
             return Err(Unexpected);
         }
         self.place = match item {
             Item::Number => Place::Next,
+            Item::WantedNumber => {
+                self.wanted_number = Some(number);
+                Place::Next
+            }
             Item::String => Place::Skip {
                 left: number + padding_of(number),
                 frames: false,
             },
-            Item::Wanted => Place::Keep {
-                left: number,
-                padding: padding_of(number),
-            },
+            Item::Wanted if self.wanted.len() == MAX_WANTED_STRINGS => return Err(Unexpected),
+            Item::Wanted => {
+                self.wanted.push(Vec::new());
+                Place::Keep {
+                    left: number,
+                    padding: padding_of(number),
+                }
+            }
             Item::Frames if number == 0 => Place::Next,
             Item::Frames => Place::Skip {
                 left: number,
@@ -182,13 +211,10 @@ impl Walk {
                 1 => Place::Word(Item::String),
                 _ => return Err(Unexpected),
             },
-            Item::List(items) => {
+            Item::Optional(_) if number > 1 => return Err(Unexpected),
+            Item::List(items) | Item::Optional(items) => {
                 if number > 0 {
-                    self.levels.push(Level {
-                        items,
-                        next: 0,
-                        repeats: number,
-                    });
+                    self.levels.push(Level::new(items, number));
                 }
                 Place::Next
             }
@@ -236,7 +262,9 @@ mod tests {
         Item::List(&[Item::String, Item::List(&[Item::Number])]),
         Item::Frames,
         Item::List(&[Item::Field]),
-        Item::List(&[Item::String]),
+        Item::Optional(&[Item::WantedNumber]),
+        Item::Optional(&[Item::WantedNumber]),
+        Item::List(&[Item::Wanted]),
     ];
 
     fn message(wanted: &[u8], frames: &[Vec<u8>]) -> Vec<u8> {
@@ -259,6 +287,9 @@ mod tests {
         put_number(&mut out, 5);
         put_number(&mut out, 1);
         put_string(&mut out, b"text");
+        put_number(&mut out, 1);
+        put_number(&mut out, 11);
+        put_number(&mut out, 0);
         put_strings(&mut out, &["", "last"]);
         out
     }
@@ -270,11 +301,10 @@ mod tests {
             Walk::new(&[Item::String]).advance(&mut bytes),
             Err(Unexpected)
         );
-        let mut field: &[u8] = &2_u64.to_le_bytes();
-        assert_eq!(
-            Walk::new(&[Item::Field]).advance(&mut field),
-            Err(Unexpected)
-        );
+        for item in [&[Item::Field], &[Item::Optional(&[])]] {
+            let mut two: &[u8] = &2_u64.to_le_bytes();
+            assert_eq!(Walk::new(item).advance(&mut two), Err(Unexpected));
+        }
     }
 
     #[test]
@@ -283,7 +313,19 @@ mod tests {
         put_string(&mut out, &[b'x'; 10_000]);
         let mut walk = Walk::new(&[Item::Wanted]);
         assert_eq!(walk.advance(&mut &out[..]), Ok(true));
-        assert_eq!(walk.wanted(), [b'x'; MAX_WANTED]);
+        assert_eq!(walk.wanted(), [[b'x'; MAX_WANTED]]);
+    }
+
+    #[test]
+    fn of_wanted_strings_only_so_many_are_kept() {
+        let message = |n| {
+            let mut out = Vec::new();
+            put_strings(&mut out, &vec!["x"; n]);
+            out
+        };
+        let walk = |n| Walk::new(&[Item::List(&[Item::Wanted])]).advance(&mut &message(n)[..]);
+        assert_eq!(walk(MAX_WANTED_STRINGS), Ok(true));
+        assert_eq!(walk(MAX_WANTED_STRINGS + 1), Err(Unexpected));
     }
 
     proptest! {
@@ -311,7 +353,8 @@ mod tests {
                 prop_assert!(unread.is_empty());
                 rest = later;
             }
-            prop_assert_eq!(walk.wanted(), &wanted[..]);
+            prop_assert_eq!(walk.wanted(), &[wanted, Vec::new(), b"last".to_vec()]);
+            prop_assert_eq!(walk.wanted_number(), Some(11));
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::Outcome;
 use crate::nix::handshake::{HandshakeError, Promise, ServerProgress, ServerSide};
 use crate::nix::stderr;
-use crate::nix::wire::Version;
+use crate::nix::wire::{Reader, Version};
 
 /// How many bytes are held for a guest that is not there yet. After that the client has to wait.
 const MAX_HELD: usize = 64 * 1024;
@@ -77,9 +77,16 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    /// Waits for the first bytes of an operation. False if the client leaves instead.
-    pub(super) async fn began_operation(&mut self) -> bool {
-        !self.held.is_empty() || matches!(self.reader.read_buf(&mut self.held).await, Ok(1..))
+    /// Waits for the number of the first operation, and holds it with what comes along. `None` if the client leaves instead.
+    pub(super) async fn first_operation(&mut self) -> Option<u64> {
+        loop {
+            if let Ok(number) = Reader::new(&self.held).number() {
+                return Some(number);
+            }
+            if let Ok(0) | Err(_) = self.reader.read_buf(&mut self.held).await {
+                return None;
+            }
+        }
     }
 
     /// Holds what the client sends, and returns when it has left. Cancel safe.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
+use crate::nix::observe::Operation;
 
 use client::Greeting;
 use guest::Joined;
@@ -87,14 +88,18 @@ where
         Ok(Greeting::Failed(error)) => return untold(&format!("xpool: {error}")),
         Err(_) => return untold("xpool: no Nix client spoke within 20 seconds"),
     };
-    if !client.began_operation().await {
+    let Some(number) = client.first_operation().await else {
         return Outcome::NoDemand;
-    }
+    };
+    let fetches = Operation::from_number(number).is_some_and(Operation::asks_for_outputs);
+    let request = SessionRequest { fetches, ..request };
     let system = request.system;
     let mut ticket = match desk.open(request).await {
         Ok(ticket) => ticket,
         Err(gone) => return client.fail(&format!("xpool: {gone}")).await,
     };
+    // What was there to be fetched before this session is there after one that never got to it.
+    ticket.set_unfetched(fetches);
     let (vm, mut stream) = match park::park(&mut client, &mut ticket, system).await {
         Parked::Granted { vm, hop } => (vm, hop.stream),
         Parked::Left => return Outcome::LeftWaiting,

@@ -40,6 +40,20 @@ struct Observed {
     was_building: bool,
 }
 
+/// A session's place, and what is known of the session. However it ends, dropped halfway too, the place is given up with
+/// word of whether outputs are still to be fetched.
+struct Seat {
+    ticket: SessionTicket,
+    watch: Watch,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let remain = self.watch.lock().observer.outputs_remain();
+        self.ticket.set_unfetched(remain);
+    }
+}
+
 /// Why the passing of bytes ended.
 enum End {
     ClientLeft,
@@ -49,11 +63,21 @@ enum End {
     ManagerGone,
 }
 
+/// What the end of a session came upon.
+struct AtEnd {
+    /// What was going on.
+    during: &'static str,
+    /// Whether a build hook listens.
+    to_hook: bool,
+    /// Whether the client would understand an error in the protocol.
+    can_be_told: bool,
+}
+
 /// Passes bytes between a client and a guest that have both shaken hands, and ends the session. `early` is what the guest
 /// sent right after its handshake.
 pub(super) async fn splice<R, W>(
     mut client: Client<R, W>,
-    mut ticket: SessionTicket,
+    ticket: SessionTicket,
     vm: String,
     mut stream: UnixStream,
     early: Vec<u8>,
@@ -64,27 +88,22 @@ where
 {
     let (events, noticed) = mpsc::channel(8);
     let watch = Watch::new(Observer::new(client.version), events);
-    let end = pass(
-        &mut client,
-        &mut ticket,
-        &mut stream,
-        early,
-        &watch,
-        noticed,
-    )
-    .await;
+    let mut seat = Seat { ticket, watch };
+    let end = pass(&mut client, &mut seat, &mut stream, early, noticed).await;
+    let AtEnd {
+        during,
+        to_hook,
+        can_be_told,
+    } = seat.watch.at_end();
     // The guest's side is closed in full and the place given up before the client hears why.
-    drop((stream, ticket));
-    let seen = watch.into_seen();
-    let during = during(seen.observer.operation());
+    drop((stream, seat));
     let text = match end {
         End::ClientLeft => return Outcome::Served { vm },
         End::GuestEnded => format!("xpool: the nix-daemon in {vm} hung up {during}"),
         End::VmGone(why) => format!("xpool: {vm} ended {during}: {why}"),
         End::ManagerGone => MANAGER_GONE.to_owned(),
     };
-    if !seen.client_is_current || !seen.observer.error_can_be_sent() {
-        let to_hook = seen.was_building;
+    if !can_be_told {
         return Outcome::Untold { text, to_hook };
     }
     client.fail(&text).await
@@ -93,10 +112,9 @@ where
 /// Passes bytes until there is an end, and finds out why it came.
 async fn pass<R, W>(
     client: &mut Client<R, W>,
-    ticket: &mut SessionTicket,
+    Seat { ticket, watch }: &mut Seat,
     stream: &mut UnixStream,
     early: Vec<u8>,
-    watch: &Watch,
     mut noticed: mpsc::Receiver<Event>,
 ) -> End
 where
@@ -104,6 +122,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let held = std::mem::take(&mut client.held);
+    watch.see_client(&held);
     let (from_guest, to_guest) = stream.split();
     let mut up = pin!(watch.pass_up(held, &mut client.reader, to_guest));
     let mut down = pin!(watch.pass_down(early, from_guest, &mut client.writer));
@@ -157,8 +176,10 @@ fn activity(event: &Event) -> Option<String> {
         Event::Building(path) => Some(format!("building {}", drv_name(path).escape_debug())),
         Event::Started(Operation::QueryValidPaths) => Some("looking for inputs".to_owned()),
         Event::Started(Operation::AddMultipleToStore) => Some("copying inputs".to_owned()),
-        Event::Ended(Operation::BuildDerivation) => Some("copying outputs".to_owned()),
-        Event::Started(Operation::BuildDerivation) | Event::Ended(_) => None,
+        Event::Started(Operation::NarFromPath) | Event::Ended(Operation::BuildDerivation) => {
+            Some("copying outputs".to_owned())
+        }
+        Event::Started(_) | Event::Ended(_) => None,
     }
 }
 
@@ -172,7 +193,8 @@ fn during(operation: Option<Operation>) -> &'static str {
     match operation {
         Some(Operation::BuildDerivation) => "in the middle of the build",
         Some(Operation::AddMultipleToStore) => "while inputs were copied to it",
-        Some(Operation::QueryValidPaths) | None => "in the middle of the session",
+        Some(Operation::NarFromPath) => "while outputs were copied from it",
+        Some(_) | None => "in the middle of the session",
     }
 }
 
@@ -189,14 +211,13 @@ impl Watch {
         }
     }
 
-    /// Passes what the client sends until it leaves. When the guest takes no more, the rest is thrown away: the reason
-    /// comes from the other direction.
+    /// Passes what the client sent before (`held`, which was seen) and what it sends until it leaves. When the guest takes
+    /// no more, the rest is thrown away: the reason comes from the other direction.
     async fn pass_up<R, G>(&self, held: Vec<u8>, reader: &mut R, mut guest: G)
     where
         R: AsyncRead + Unpin,
         G: AsyncWrite + Unpin,
     {
-        self.see_client(&held);
         let mut guest_listens = guest.write_all(&held).await.is_ok();
         drop(held);
         let mut chunk = vec![0; CHUNK];
@@ -258,10 +279,13 @@ impl Watch {
         }
     }
 
-    fn into_seen(self) -> Observed {
-        self.observed
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn at_end(&self) -> AtEnd {
+        let seen = self.lock();
+        AtEnd {
+            during: during(seen.observer.operation()),
+            to_hook: seen.was_building,
+            can_be_told: seen.client_is_current && seen.observer.error_can_be_sent(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Observed> {

@@ -1,6 +1,7 @@
 //! Sessions over an in-memory client, with the test as the manager and as the guest.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
@@ -12,7 +13,7 @@ use crate::manager::ticket::{NewSession, SessionUpdate};
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
-use crate::nix::wire::{Version, put_number, put_strings};
+use crate::nix::wire::{Version, put_number, put_string, put_strings};
 use crate::vm::Hop;
 
 const V: Version = Version::PROMISED;
@@ -54,21 +55,30 @@ impl Rig {
 
     /// With a client that shook hands and sent its first operation, and the manager's side of it.
     async fn parked() -> (Self, NewSession) {
+        Self::parked_with(&query()).await
+    }
+
+    async fn parked_with(first: &[u8]) -> (Self, NewSession) {
         let mut rig = Self::start();
         rig.shake_hands().await;
-        rig.client.write_all(&query()).await.unwrap();
+        rig.client.write_all(first).await.unwrap();
         let session = rig.sessions.recv().await.unwrap();
         (rig, session)
     }
 
     /// With a guest that shook hands and received the first operation.
     async fn joined() -> (Self, NewSession, UnixStream) {
-        let (mut rig, session) = Self::parked().await;
+        Self::joined_with(&query()).await
+    }
+
+    async fn joined_with(first: &[u8]) -> (Self, NewSession, UnixStream) {
+        let (mut rig, session) = Self::parked_with(first).await;
         let mut guest = grant(&session).await;
-        let first = shake_hands_as_guest(&mut guest).await;
-        assert!(query().starts_with(&first));
-        let mut rest = vec![0; query().len() - first.len()];
-        guest.read_exact(&mut rest).await.unwrap();
+        let mut received = shake_hands_as_guest(&mut guest).await;
+        let n_received = received.len();
+        received.resize(first.len(), 0);
+        guest.read_exact(&mut received[n_received..]).await.unwrap();
+        assert_eq!(received, first);
         rig.client.flush().await.unwrap();
         (rig, session, guest)
     }
@@ -107,6 +117,18 @@ fn query() -> Vec<u8> {
     put_strings(&mut out, &["/nix/store/a"]);
     put_number(&mut out, 0);
     out
+}
+
+/// A first operation of a client that comes back for an output.
+fn fetch() -> Vec<u8> {
+    let mut out = Vec::new();
+    put_number(&mut out, 38);
+    put_string(&mut out, b"/nix/store/o-hello-2.12");
+    out
+}
+
+fn unfetched(session: &NewSession) -> bool {
+    session.unfetched.load(Ordering::Acquire)
 }
 
 async fn grant(session: &NewSession) -> UnixStream {
@@ -201,6 +223,78 @@ async fn a_session_that_waits_says_what_for_and_that_it_lives() {
         .await;
     assert_eq!(rig.leave().await, Outcome::LeftWaiting);
     session.updates.closed().await;
+}
+
+#[tokio::test]
+async fn an_operation_that_comes_in_pieces_asks_for_a_vm_when_its_number_is_there() {
+    let mut rig = Rig::start();
+    rig.shake_hands().await;
+    for byte in &fetch()[..7] {
+        rig.client.write_all(&[*byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(rig.sessions.try_recv().is_err(), "a ticket was opened");
+    rig.client.write_all(&fetch()[7..]).await.unwrap();
+    let session = rig.sessions.recv().await.unwrap();
+    assert!(session.request.fetches);
+    let mut guest = grant(&session).await;
+    let mut received = shake_hands_as_guest(&mut guest).await;
+    let n_received = received.len();
+    received.resize(fetch().len(), 0);
+    guest.read_exact(&mut received[n_received..]).await.unwrap();
+    assert_eq!(received, fetch());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_its_first_number_asks_for_no_vm() {
+    let mut rig = Rig::start();
+    rig.shake_hands().await;
+    rig.client.write_all(&fetch()[..7]).await.unwrap();
+    assert_eq!(rig.leave().await, Outcome::NoDemand);
+}
+
+#[tokio::test]
+async fn what_a_first_operation_asks_for_says_whether_it_fetches() {
+    for (number, fetches) in [
+        (1, true),
+        (26, true),
+        (38, true),
+        (43, true),
+        (9, false),
+        (31, false),
+        (36, false),
+        (39, false),
+        (44, false),
+        (u64::MAX, false),
+    ] {
+        let (_rig, session) = Rig::parked_with(&number.to_le_bytes()).await;
+        assert_eq!(session.request.fetches, fetches, "{number}");
+        assert_eq!(unfetched(&session), fetches, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_built_nothing_leaves_nothing() {
+    let (rig, session, _guest) = Rig::joined().await;
+    rig.leave().await;
+    assert!(!unfetched(&session));
+}
+
+#[tokio::test]
+async fn a_session_that_only_fetches_leaves_what_it_found() {
+    let (rig, session, _guest) = Rig::joined_with(&fetch()).await;
+    rig.leave().await;
+    assert!(unfetched(&session));
+}
+
+#[tokio::test]
+async fn a_session_that_does_something_unknown_may_leave_outputs_even_when_it_is_dropped() {
+    let build_paths = 9_u64.to_le_bytes();
+    let (rig, session, _guest) = Rig::joined_with(&build_paths).await;
+    assert!(!unfetched(&session));
+    rig.ended.abort();
+    session.updates.closed().await;
+    assert!(unfetched(&session));
 }
 
 #[tokio::test]

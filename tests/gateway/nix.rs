@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -63,8 +64,15 @@ impl NixRig {
 
     /// Builds a derivation that runs `script`, on the gateway only.
     fn build(&self, script: &str) -> Command {
+        self.build_outputs("out", script)
+    }
+
+    /// Builds a derivation with these outputs, with a space between them.
+    fn build_outputs(&self, outputs: &str, script: &str) -> Command {
+        let outputs = outputs.replace(' ', r#"" ""#);
         let expression = format!(
-            r#"derivation {{ name = "hello"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "{script}" ]; }}"#
+            r#"derivation {{ name = "hello"; system = builtins.currentSystem; builder = "/bin/sh"; outputs = [ "{outputs}" ];
+               args = [ "-c" "{script}" ]; }}"#
         );
         let system = format!("{}-linux", std::env::consts::ARCH);
         let machine = format!("ssh-ng://{SLOT}@127.0.0.1 {system} - 1 1");
@@ -150,6 +158,37 @@ async fn nix_builds_through_the_gateway_and_shows_the_wait() {
     let content = std::fs::read_to_string(nix.root.join("client").join(path)).unwrap();
     assert_eq!(content, "built\n");
     within(session.updates.closed()).await;
+    assert!(!session.unfetched.load(Ordering::Acquire));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nix_has_fetched_all_outputs_of_a_build_when_its_last_session_ends() {
+    let Some(mut nix) = NixRig::start().await else {
+        return;
+    };
+    let script = "PATH=/usr/bin:/bin; mkdir $out $out/bin; echo $dev > $out/bin/a; chmod +x $out/bin/a; \
+        ln -s $dev $out/dev; head -c 300000 /dev/zero > $dev";
+    let build = nix.build_outputs("out dev", script).spawn().unwrap();
+    let session = nix.rig.session().await;
+    assert!(!session.request.fetches);
+    let _daemon = nix.daemon(grant(&session).await);
+    text(&within(build.wait_with_output()).await.unwrap());
+    within(session.updates.closed()).await;
+    assert!(!session.unfetched.load(Ordering::Acquire));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nix_leaves_nothing_to_fetch_after_a_build_that_failed() {
+    let Some(mut nix) = NixRig::start().await else {
+        return;
+    };
+    let build = nix.build("exit 1").spawn().unwrap();
+    let session = nix.rig.session().await;
+    let _daemon = nix.daemon(grant(&session).await);
+    let output = within(build.wait_with_output()).await.unwrap();
+    assert!(!output.status.success());
+    within(session.updates.closed()).await;
+    assert!(!session.unfetched.load(Ordering::Acquire));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,6 +248,8 @@ async fn nix_says_why_outputs_did_not_arrive_when_its_vm_was_killed() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     let expected =
-        "xpool: riscv64-1 ended in the middle of the session: QEMU was killed by signal 9";
+        "xpool: riscv64-1 ended while outputs were copied from it: QEMU was killed by signal 9";
     assert!(said.contains(expected), "{said}");
+    within(session.updates.closed()).await;
+    assert!(session.unfetched.load(Ordering::Acquire));
 }

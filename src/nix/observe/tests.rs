@@ -1,11 +1,14 @@
 //! Sessions as Nix speaks them, split anywhere.
 
+mod fetching;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::nix::wire::{put_number, put_string, put_strings};
 
 const V: Version = Version::PROMISED;
+const OUTPUTS: [&str; 2] = ["/nix/store/o-hello-2.12", "/nix/store/d-hello-2.12-dev"];
 const DRV: &str = "/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12.drv";
 
 fn message(numbers: &[u64]) -> Vec<u8> {
@@ -35,11 +38,17 @@ fn upload() -> Vec<u8> {
 }
 
 fn build() -> Vec<u8> {
+    build_of(&OUTPUTS)
+}
+
+fn build_of(outputs: &[&str]) -> Vec<u8> {
     let mut out = message(&[36]);
     put_string(&mut out, DRV.as_bytes());
-    put_number(&mut out, 1);
-    for part in ["out", "/nix/store/o-hello-2.12", "", ""] {
-        put_string(&mut out, part.as_bytes());
+    put_number(&mut out, outputs.len() as u64);
+    for path in outputs {
+        for part in ["out", path, "", ""] {
+            put_string(&mut out, part.as_bytes());
+        }
     }
     put_strings(&mut out, &["/nix/store/a"]);
     put_string(&mut out, b"riscv64-linux");
@@ -49,6 +58,56 @@ fn build() -> Vec<u8> {
     put_string(&mut out, b"name");
     put_string(&mut out, b"hello-2.12");
     put_number(&mut out, 0);
+    out
+}
+
+/// The reply to a build.
+fn result(version: Version, status: u64) -> Vec<u8> {
+    let mut out = message(&[stderr::LAST, status]);
+    put_string(&mut out, b"a message");
+    if version.has(29) {
+        out.extend(message(&[1, 0, 1_795_360_679, 1_795_360_680]));
+    }
+    if version.has(37) {
+        out.extend(message(&[1, 250_000, 0]));
+    }
+    if version.has(28) {
+        put_number(&mut out, 1);
+        put_string(&mut out, b"sha256:1e8016c7!out");
+        put_string(&mut out, b"{\"outPath\":\"o-hello-2.12\"}");
+    }
+    out
+}
+
+/// An operation on a path.
+fn ask(number: u64, path: &str) -> Vec<u8> {
+    let mut out = message(&[number]);
+    put_string(&mut out, path.as_bytes());
+    out
+}
+
+fn path_info() -> Vec<u8> {
+    let mut out = message(&[stderr::LAST, 1]);
+    put_string(&mut out, DRV.as_bytes());
+    put_string(&mut out, b"0dc6f337626c5d99");
+    put_strings(&mut out, &OUTPUTS);
+    out.extend(message(&[1_795_360_679, 120, 1]));
+    put_strings(&mut out, &["a-key:a-signature"]);
+    put_string(&mut out, b"");
+    out
+}
+
+/// The reply that gives a path: a folder with a program in it.
+fn nar() -> Vec<u8> {
+    let mut out = message(&[stderr::LAST]);
+    let words = "nix-archive-1 ( type directory entry ( name hello node ( type regular executable _ contents";
+    for word in words.split(' ') {
+        put_string(&mut out, word.trim_matches('_').as_bytes());
+    }
+    put_string(&mut out, &[b')'; 1001]);
+    for word in [")", ")", ")"] {
+        put_string(&mut out, word.as_bytes());
+    }
     out
 }
 
@@ -82,7 +141,7 @@ fn building() -> Observer {
 }
 
 #[test]
-fn a_hooks_session_is_followed_up_to_the_end_of_its_build() {
+fn a_hooks_session_is_followed_to_the_end_of_its_build() {
     let mut observer = Observer::new(V);
     assert_eq!(
         observer.from_client(&query(V)),
@@ -112,7 +171,7 @@ fn a_hooks_session_is_followed_up_to_the_end_of_its_build() {
         assert!(observer.from_server(&frame).is_empty());
     }
     assert_eq!(observer.operation(), Some(Operation::BuildDerivation));
-    let ended = observer.from_server(&[&last[..], b"a result"].concat());
+    let ended = observer.from_server(&result(V, 0));
     assert_eq!(ended, [Event::Ended(Operation::BuildDerivation)]);
     assert_eq!(observer.operation(), None);
     assert!(!observer.error_can_be_sent());
@@ -179,7 +238,7 @@ fn what_is_unknown_ends_the_watching_for_good() {
     };
     let off = (None, false);
     assert_eq!(
-        after(&message(&[38]), &[]),
+        after(&message(&[39]), &[]),
         off,
         "an operation that is not known"
     );
@@ -235,6 +294,18 @@ proptest! {
         events.extend(feed(&mut observer, true, &build()));
         events.extend(feed(&mut observer, false, &frames().concat()));
         prop_assert!(observer.error_can_be_sent());
+        events.extend(feed(&mut observer, false, &result(V, 0)));
+        prop_assert!(!observer.error_can_be_sent());
+        for path in OUTPUTS {
+            events.extend(feed(&mut observer, true, &ask(26, path)));
+            events.extend(feed(&mut observer, false, &path_info()));
+        }
+        for path in OUTPUTS {
+            prop_assert!(observer.outputs_remain());
+            events.extend(feed(&mut observer, true, &ask(38, path)));
+            events.extend(feed(&mut observer, false, &nar()));
+        }
+        prop_assert!(!observer.outputs_remain());
         let expected = [
             Event::Started(Operation::QueryValidPaths),
             Event::Ended(Operation::QueryValidPaths),
@@ -242,12 +313,44 @@ proptest! {
             Event::Ended(Operation::AddMultipleToStore),
             Event::Started(Operation::BuildDerivation),
             Event::Building(DRV.to_owned()),
+            Event::Ended(Operation::BuildDerivation),
+            Event::Started(Operation::QueryPathInfo),
+            Event::Ended(Operation::QueryPathInfo),
+            Event::Started(Operation::QueryPathInfo),
+            Event::Ended(Operation::QueryPathInfo),
+            Event::Started(Operation::NarFromPath),
+            Event::Ended(Operation::NarFromPath),
+            Event::Started(Operation::NarFromPath),
+            Event::Ended(Operation::NarFromPath),
         ];
         prop_assert_eq!(events, expected);
     }
 
     #[test]
     fn garbage_never_panics(parts in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..50)), 0..10)) {
+        let mut observer = Observer::new(V);
+        for (from_client, bytes) in parts {
+            if from_client { observer.from_client(&bytes) } else { observer.from_server(&bytes) };
+        }
+    }
+
+    #[test]
+    fn a_damaged_session_never_panics(
+        part in 0..6_usize,
+        at in any::<prop::sample::Index>(),
+        byte: u8,
+    ) {
+        let mut parts = [
+            (true, build()),
+            (false, [frames().concat(), result(V, 0)].concat()),
+            (true, ask(26, OUTPUTS[0])),
+            (false, path_info()),
+            (true, ask(38, OUTPUTS[0])),
+            (false, nar()),
+        ];
+        let damaged = &mut parts[part].1;
+        let at = at.index(damaged.len());
+        damaged[at] = byte;
         let mut observer = Observer::new(V);
         for (from_client, bytes) in parts {
             if from_client { observer.from_client(&bytes) } else { observer.from_server(&bytes) };
