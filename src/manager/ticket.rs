@@ -21,7 +21,7 @@ pub struct SessionRequest {
     /// What tells one client from another: its key's fingerprint.
     pub key: String,
     /// Whether its first operation fetches what an earlier session of the same slot has built. Some clients connect anew for
-    /// each output (Nix 2.8 to 2.33, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
+    /// each output (2.26 is one, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
     pub fetches: bool,
 }
 

@@ -110,6 +110,7 @@ fn riscv64_under_emulation_with_network() {
     -device virtserialport,id=port0,chardev=port0,name=xpool.0
     -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
     -device virtserialport,id=port1,chardev=port1,name=xpool.1
+    -device virtio-balloon-pci,free-page-reporting=on
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     ");
 }
@@ -146,6 +147,7 @@ fn aarch64_under_emulation_without_network() {
     -device virtserialport,id=port0,chardev=port0,name=xpool.0
     -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
     -device virtserialport,id=port1,chardev=port1,name=xpool.1
+    -device virtio-balloon-pci,free-page-reporting=on
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     ");
 }
@@ -189,4 +191,51 @@ fn commas_in_paths_and_names_are_doubled_where_qemu_splits() {
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
+}
+
+#[test]
+fn a_clone_differs_from_its_template_in_how_it_has_its_memory_and_in_the_restoring() {
+    let ram = Path::new("/t,1/ram");
+    let lines = |spec: &VmSpec, memory| -> Vec<String> {
+        let text = rendered_with(spec, memory, "/s/vm1");
+        text.lines().map(str::to_owned).collect()
+    };
+    let differing = |system| {
+        let spec = spec(system);
+        let saved = lines(&spec, Memory::Saved(ram));
+        let copied = lines(&spec, Memory::Copied(ram));
+        let only_in = |these: &[String], those: &[String]| {
+            let only: Vec<_> = these
+                .iter()
+                .filter(|line| !those.contains(line))
+                .cloned()
+                .collect();
+            only.join("\n")
+        };
+        (only_in(&saved, &copied), only_in(&copied, &saved))
+    };
+    let (template, clone) = differing(System::Riscv64Linux);
+    insta::assert_snapshot!(template, @"-object memory-backend-file,id=ram,size=2048M,share=on,mem-path=/t,,1/ram");
+    insta::assert_snapshot!(clone, @r"
+    -object memory-backend-file,id=ram,size=2048M,share=off,readonly=on,rom=off,mem-path=/t,,1/ram
+    -incoming defer
+    -chardev socket,id=debugger,path=/s/vm1/debugger,server=on,wait=off
+    -gdb chardev:debugger
+    ");
+    let (_, clone) = differing(System::Aarch64Linux);
+    assert!(clone.ends_with("-incoming defer"), "{clone}");
+}
+
+#[test]
+fn a_saved_guests_memory_is_the_machines_and_none_of_it_goes_back() {
+    let text = rendered_with(
+        &spec(System::Aarch64Linux),
+        Memory::Saved(Path::new("/ram")),
+        "/s",
+    );
+    assert!(
+        text.contains("-machine virt,gic-version=3,memory-backend=ram"),
+        "{text}"
+    );
+    assert!(!text.contains("balloon"), "{text}");
 }
