@@ -139,23 +139,28 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         self.next(Requirement::AgentAnswers);
         let agent = Agent::new(self.layout.agent());
         agent.answers().await?;
+        let ports = self.ports(&qmp, &agent, port_news);
+        let first = ports.first().context("a VM needs a slot at least")?;
+        let daemon_answers = || {
+            let failed = |failure| {
+                (self.note)(Unmet {
+                    requirement: Requirement::DaemonAnswers,
+                    last_failure: Some(failure),
+                });
+            };
+            ready::daemon_answers(|| first.open_hop(), failed)
+        };
         if let Origin::Template(_) = origin {
             self.next(Requirement::IsThawed);
-            thaw::thaw(&agent, &self.spec.name).await?;
+            // At once, because it takes as long again: this hop carries nothing that randomness or time matter to.
+            let thawed = thaw::thaw(&agent, &self.spec.name);
+            tokio::try_join!(thawed, daemon_answers())?;
         } else {
             self.next(Requirement::ClockIsSet);
             clock::set(&agent).await?;
+            self.next(Requirement::DaemonAnswers);
+            daemon_answers().await?;
         }
-        let ports = self.ports(&qmp, &agent, port_news);
-        self.next(Requirement::DaemonAnswers);
-        let first = ports.first().context("a VM needs a slot at least")?;
-        let failed = |failure| {
-            (self.note)(Unmet {
-                requirement: Requirement::DaemonAnswers,
-                last_failure: Some(failure),
-            });
-        };
-        ready::daemon_answers(|| first.open_hop(), failed).await?;
         Ok(Guest { qmp, agent, ports })
     }
 

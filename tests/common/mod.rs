@@ -7,6 +7,8 @@
     reason = "shared by tests that each need a part of it"
 )]
 
+pub mod vm;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -127,9 +127,7 @@ async fn lock<'a>(
         return Some(known);
     }
     let system = spec.image.manifest.system;
-    progress(&format!(
-        "waiting for {system} to be prepared, once per image"
-    ));
+    progress(&format!("waiting for the template of {system}"));
     abort.run_until_cancelled(known.lock()).await
 }
 
