@@ -12,6 +12,7 @@ use crate::image::{Image, build};
 use crate::nix::System;
 use crate::output::progress::Progress;
 use crate::output::table::{render, size};
+use crate::vm::template::shelf::{self, Listed as Template};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ImageCommand {
@@ -21,6 +22,8 @@ pub(super) enum ImageCommand {
     List(ListArgs),
     /// Read every byte of the images in use and compare with their manifests
     Verify(VerifyArgs),
+    /// Remove images that no system uses any more, and templates other than the one used last of each image in use
+    Gc,
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +55,7 @@ pub(super) async fn run(context: &Context, command: &ImageCommand) -> Result<()>
         ImageCommand::Build(args) => build(context, args).await,
         ImageCommand::List(args) => list(context, args),
         ImageCommand::Verify(args) => verify(context, args).await,
+        ImageCommand::Gc => gc(context),
     }
 }
 
@@ -129,21 +133,37 @@ fn total(manifest: &Manifest) -> u64 {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct Listed {
     system: System,
     dir: std::path::PathBuf,
     manifest: Manifest,
+    /// How many templates were made of it.
+    templates: usize,
+    /// Bytes that these take.
+    template_bytes: u64,
+}
+
+impl Listed {
+    fn new(image: Image, templates: &[Template]) -> Self {
+        let of_image = || templates.iter().filter(|template| template.is_of(&image));
+        let (n, bytes) = (of_image().count(), of_image().map(|one| one.bytes).sum());
+        Self {
+            system: image.manifest.system,
+            templates: n,
+            template_bytes: bytes,
+            dir: image.dir,
+            manifest: image.manifest,
+        }
+    }
 }
 
 fn list(context: &Context, args: &ListArgs) -> Result<()> {
+    let templates = shelf::list(&context.paths.templates())?;
     let mut images = Vec::new();
     for system in System::ALL {
         match store(context).current(system) {
-            Ok(Image { dir, manifest }) => images.push(Listed {
-                system,
-                dir,
-                manifest,
-            }),
+            Ok(image) => images.push(Listed::new(image, &templates)),
             Err(ImageError::Missing(_)) => {}
             Err(error) => context.printer.warn(&error.to_string()),
         }
@@ -162,15 +182,63 @@ fn list(context: &Context, args: &ListArgs) -> Result<()> {
             manifest.nix_version.clone(),
             manifest.kernel_version.clone(),
             size(total(manifest)),
+            match image.templates {
+                0 => "-".to_owned(),
+                n => format!("{n} ({})", size(image.template_bytes)),
+            },
             image.dir.display().to_string(),
         ]
     };
-    let rows: Vec<[String; 6]> = images.iter().map(row).collect();
+    let rows: Vec<[String; 7]> = images.iter().map(row).collect();
     context.printer.data(&render(
-        ["SYSTEM", "KIND", "NIX", "KERNEL", "SIZE", "FOLDER"],
+        [
+            "SYSTEM",
+            "KIND",
+            "NIX",
+            "KERNEL",
+            "SIZE",
+            "TEMPLATES",
+            "FOLDER",
+        ],
         &rows,
     ));
     Ok(())
+}
+
+fn gc(context: &Context) -> Result<()> {
+    let mut bytes = 0;
+    for template in superfluous(context)? {
+        template.remove()?;
+        bytes += template.bytes;
+        let what = format!("template {} ({})", template.name, size(template.bytes));
+        context.printer.done("Removed", &what);
+    }
+    for (dir, in_it) in store(context).unused()? {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("removing `{}`", dir.display()))?;
+        bytes += in_it;
+        let what = format!("image `{}` ({})", dir.display(), size(in_it));
+        context.printer.done("Removed", &what);
+    }
+    let freed = match bytes {
+        0 => "nothing to remove".to_owned(),
+        bytes => format!("{} freed", size(bytes)),
+    };
+    context.printer.done("Collected", &freed);
+    Ok(())
+}
+
+/// Templates that are not the one used last of an image in use.
+fn superfluous(context: &Context) -> Result<Vec<Template>> {
+    let mut templates = shelf::list(&context.paths.templates())?;
+    for system in System::ALL {
+        let Ok(image) = store(context).current(system) else {
+            continue;
+        };
+        if let Some(last) = templates.iter().position(|one| one.is_of(&image)) {
+            templates.remove(last);
+        }
+    }
+    Ok(templates)
 }
 
 async fn verify(context: &Context, args: &VerifyArgs) -> Result<()> {

@@ -124,6 +124,35 @@ impl ImageStore {
         Ok(())
     }
 
+    /// Images that no system uses any more, with the bytes that each takes. Folders in which an image is being made are not
+    /// among them.
+    pub fn unused(&self) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+        let used: Vec<PathBuf> = System::ALL
+            .iter()
+            .filter_map(|system| std::fs::canonicalize(self.root.join(system.name())).ok())
+            .collect();
+        let error = |source| ImageError::Io {
+            path: self.root.clone(),
+            source,
+        };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(error)?,
+        };
+        let mut unused = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(error)?;
+            let is_image = entry.file_type().map_err(error)?.is_dir()
+                && !entry.file_name().to_string_lossy().starts_with('.');
+            let path = std::fs::canonicalize(entry.path()).map_err(error)?;
+            if is_image && !used.contains(&path) {
+                let bytes = bytes_in(&path);
+                unused.push((path, bytes));
+            }
+        }
+        Ok(unused)
+    }
+
     /// Takes a folder with the files of a manifest for the image of its system, in one step: until the last moment the
     /// old image is in use.
     pub(super) fn adopt(&self, files: &Path, manifest: &Manifest) -> Result<Image, ImageError> {
@@ -160,6 +189,15 @@ impl ImageStore {
 }
 
 const MANIFEST: &str = "manifest.json";
+
+/// The bytes of the files in a folder, as far as they can be read.
+fn bytes_in(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| file.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
+}
 
 fn damaged(system: System, path: &Path, what: &str) -> ImageError {
     ImageError::Damaged {
@@ -291,6 +329,25 @@ mod tests {
             matches!(error, ImageError::OtherContract { found: 3, .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_image_that_was_replaced_is_unused() {
+        let (root, store, old) = store_with_image();
+        assert_eq!(store.unused().unwrap(), []);
+        let files = root.path().join(".again");
+        std::fs::create_dir(&files).unwrap();
+        for file in old.manifest.files() {
+            std::fs::write(files.join(&file.name), &file.name).unwrap();
+        }
+        let manifest = Manifest {
+            cmdline: "other".to_owned(),
+            ..old.manifest
+        };
+        store.adopt(&files, &manifest).unwrap();
+        let unused = store.unused().unwrap();
+        let dirs: Vec<_> = unused.into_iter().map(|(dir, _)| dir).collect();
+        assert_eq!(dirs, [std::fs::canonicalize(old.dir).unwrap()]);
     }
 
     #[test]

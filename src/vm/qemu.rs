@@ -47,11 +47,12 @@ impl VmBackend for Qemu {
         progress: &BootProgress<'_>,
         abort: CancellationToken,
     ) -> anyhow::Result<QemuVm> {
+        // Boxed, because all that happens in a start makes for a large future, and few of them run at a time.
         if let Some(dir) = &spec.templates
-            && let Some(files) = self.templates.get(&spec, dir, progress, &abort).await?
+            && let Some(files) = Box::pin(self.templates.get(&spec, dir, progress, &abort)).await?
         {
             let origin = Origin::Template(&files);
-            match bring_up(&spec, origin, progress, &abort).await {
+            match Box::pin(bring_up(&spec, origin, progress, &abort)).await {
                 Ok(vm) => {
                     self.templates.judge(&spec, &files, Ok(())).await;
                     return Ok(vm);
@@ -60,7 +61,7 @@ impl VmBackend for Qemu {
                 Err(error) => self.templates.judge(&spec, &files, Err(&error)).await,
             }
         }
-        bring_up(&spec, Origin::Image, progress, &abort).await
+        Box::pin(bring_up(&spec, Origin::Image, progress, &abort)).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::config::vm::Accel;
-use crate::image::digest;
+use crate::image::{Image, digest};
 use crate::vm::VmSpec;
 use crate::vm::command::{self, Memory};
 use crate::vm::private_dir::Layout;
@@ -32,15 +32,19 @@ pub(super) struct Key {
 impl Key {
     /// The key of the template from which a VM can be cloned.
     pub(super) fn of(spec: &VmSpec) -> Self {
-        let files = spec.image.manifest.files();
         Self {
             format: FORMAT,
             contract: spec.image.manifest.contract,
             qemu: spec.qemu_identity.clone(),
             host: host(spec.accel),
-            image: files.iter().map(|file| file.sha256.clone()).collect(),
+            image: digests(&spec.image),
             arguments: arguments(spec),
         }
+    }
+
+    /// Whether it is that of a template made of this image.
+    pub(super) fn is_of(&self, image: &Image) -> bool {
+        self.image == digests(image)
     }
 
     /// 16 hex digits that stand for it.
@@ -64,6 +68,11 @@ impl Key {
             "the VMs are laid out in another way"
         }
     }
+}
+
+fn digests(image: &Image) -> Vec<String> {
+    let files = image.manifest.files();
+    files.iter().map(|file| file.sha256.clone()).collect()
 }
 
 fn arguments(spec: &VmSpec) -> Vec<String> {

@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::TemplateFiles;
 use super::key::Key;
+use crate::image::Image;
 use crate::nix::System;
 
 /// How the name of a folder begins in which a template is being made.
@@ -67,6 +68,12 @@ pub fn list(templates: &Path) -> anyhow::Result<Vec<Listed>> {
 }
 
 impl Listed {
+    /// Whether it was made of this image. One that is damaged was made of none.
+    pub fn is_of(&self, image: &Image) -> bool {
+        let manifest = TemplateFiles::new(self.dir.clone()).manifest();
+        manifest.is_ok_and(|manifest| manifest.is_some_and(|manifest| manifest.key.is_of(image)))
+    }
+
     /// Removes it. Clones that run keep what they have open.
     pub fn remove(&self) -> anyhow::Result<()> {
         remove(&self.dir)
