@@ -22,7 +22,7 @@ fn up_starts_everything_and_the_command_that_it_prints_works() {
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     for expected in [
         "Starting riscv64-linux: waiting for the guest agent",
-        "Ready riscv64-1 (booted in ",
+        "Ready riscv64-1 (started in ",
     ] {
         assert!(said.stderr.contains(expected), "{}", said.stderr);
     }

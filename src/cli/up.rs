@@ -123,7 +123,7 @@ fn step(pool: &SystemStatus, ready: usize, count: u32) -> String {
 fn ready_text(pool: &SystemStatus) -> String {
     let ready = pool.vms.iter().filter(|vm| vm.state == VmStage::Ready);
     let name = |vm: &VmView| match vm.boot_ms {
-        Some(ms) => format!("{} (booted in {})", vm.name, tenths(ms)),
+        Some(ms) => format!("{} (started in {})", vm.name, tenths(ms)),
         None => vm.name.clone(),
     };
     ready.map(name).collect::<Vec<_>>().join(", ")

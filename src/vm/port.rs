@@ -14,6 +14,7 @@ use super::guest_text::quoted;
 use super::hop::{Hop, pump};
 use super::machine::EndWatch;
 use super::qmp::Qmp;
+use super::start::DEATH_LIMIT;
 use super::wait::{Pace, within};
 
 /// What the agent starts for a hop; part of the guest contract.
@@ -160,6 +161,11 @@ impl Port {
                 drop(permit);
             }
             Err(error) => {
+                // An agent goes before its VM's end is known.
+                let end = within("QEMU's death", DEATH_LIMIT, self.end.ended());
+                if end.await.is_ok() {
+                    return;
+                }
                 // Whoever waits for this slot runs into a deadline of theirs and gives the VM up.
                 tracing::warn!(slot = self.slot, error = format!("{error:#}"), "slot lost");
                 permit.forget();

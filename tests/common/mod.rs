@@ -7,6 +7,7 @@
     reason = "shared by tests that each need a part of it"
 )]
 
+pub mod nix;
 pub mod vm;
 
 use std::net::TcpListener;
@@ -60,6 +61,17 @@ impl Installation {
         let images = Path::new(&images).parent().unwrap().to_owned();
         let mut installation = Self::new(config);
         installation.images = images;
+        installation
+    }
+
+    /// The same with a cache of its own: the images, but no templates.
+    pub fn with_own_templates(config: &str) -> Self {
+        let mut installation = Self::with_real_images(config);
+        let own = installation.path().join("cache");
+        std::fs::create_dir(&own).unwrap();
+        let images = installation.images.join("images");
+        std::os::unix::fs::symlink(images, own.join("images")).unwrap();
+        installation.images = own;
         installation
     }
 
