@@ -6,15 +6,23 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::policy::Policy;
+use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::policy::{Policy, Reuse};
 use super::{Action, Down, Event, Exit, Mode, Pool, Retry, SessionId, VmId};
 
 /// One random step of the world.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Open,
+    /// A session of a client comes by a slot.
+    Open {
+        client: u8,
+        slot: u8,
+        purpose: Purpose,
+    },
     /// The n-th of the sessions that wait or run ends.
-    Close(usize),
+    Close(usize, Outputs),
+    /// The host has this much memory available.
+    Memory(Option<u64>),
     /// The n-th VM that boots gets ready.
     Ready(usize),
     /// The n-th VM that boots, runs, or stops ends.
@@ -27,8 +35,9 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => Just(Step::Open),
-        5 => any::<usize>().prop_map(Step::Close),
+        6 => (0u8..2, 0u8..4, purpose()).prop_map(|(client, slot, purpose)| Step::Open { client, slot, purpose }),
+        5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
+        1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
         5 => any::<usize>().prop_map(Step::Ready),
         2 => any::<usize>().prop_map(|n| Step::Exit(n, Retry::Later)),
         1 => any::<usize>().prop_map(|n| Step::Exit(n, Retry::Pointless)),
@@ -37,6 +46,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u32..6).prop_map(Step::Up),
         1 => prop_oneof![Just(Step::Down(Down::Drain)), Just(Step::Down(Down::Now))],
     ]
+}
+
+fn purpose() -> impl Strategy<Value = Purpose> {
+    prop_oneof![2 => Just(Purpose::Build), 1 => Just(Purpose::Fetch)]
+}
+
+fn outputs() -> impl Strategy<Value = Outputs> {
+    prop_oneof![Just(Outputs::Fetched), Just(Outputs::Unfetched)]
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +71,15 @@ struct World {
     /// Sessions that wait, in the order of their arrival.
     waiting: VecDeque<SessionId>,
     running: BTreeMap<SessionId, VmId>,
+    claims: BTreeMap<SessionId, Claim>,
+    /// Who has been on a VM.
+    users: BTreeMap<VmId, BTreeSet<Seat>>,
+    /// VMs that must be kept for a seat, and until when. Not those that the pool keeps because a session waits for them.
+    leases: BTreeMap<Seat, (VmId, Instant)>,
+    memory: Option<u64>,
     sessions: u64,
     shutting_down: bool,
+    is_urgent: bool,
 }
 
 impl World {
@@ -68,8 +92,13 @@ impl World {
             vms: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            users: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            memory: None,
             sessions: 0,
             shutting_down: false,
+            is_urgent: false,
         };
         // As the manager does: this starts the minimum.
         world.send(Event::DeadlineReached);
@@ -78,13 +107,17 @@ impl World {
 
     fn take(&mut self, step: Step) {
         match step {
-            Step::Open => {
-                self.sessions += 1;
-                let session = SessionId(self.sessions);
-                self.waiting.push_back(session);
-                self.send(Event::SessionOpened(session));
+            Step::Open {
+                client,
+                slot,
+                purpose,
+            } => {
+                let (client, slot) = (client.to_string(), slot.to_string());
+                let seat = Seat { client, slot };
+                self.open(Claim { seat, purpose });
             }
-            Step::Close(n) => self.close(n),
+            Step::Close(n, outputs) => self.close(n, outputs),
+            Step::Memory(available) => self.memory = available,
             Step::Ready(n) => {
                 if let Some(vm) = nth(self.vms.iter().filter(|vm| *vm.1 == Life::Boots), n) {
                     self.vms.insert(vm, Life::Runs);
@@ -103,29 +136,57 @@ impl World {
                 }
             }
             Step::Up(count) => {
-                self.shutting_down = false;
+                (self.shutting_down, self.is_urgent) = (false, false);
                 self.send(Event::Up(count));
             }
             Step::Down(how) => {
                 self.shutting_down = true;
+                self.is_urgent = how == Down::Now;
                 self.send(Event::Down(how));
+                self.is_urgent = false;
             }
         }
     }
 
-    fn close(&mut self, n: usize) {
+    fn open(&mut self, claim: Claim) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        if claim.purpose == Purpose::Build {
+            self.leases.remove(&claim.seat);
+        }
+        self.waiting.push_back(session);
+        self.claims.insert(session, claim.clone());
+        self.send(Event::SessionOpened(session, claim));
+    }
+
+    fn close(&mut self, n: usize, outputs: Outputs) {
         let known: Vec<SessionId> = self
             .waiting
             .iter()
             .chain(self.running.keys())
             .copied()
             .collect();
-        let Some(session) = (!known.is_empty()).then(|| known[n % known.len()]) else {
-            return;
-        };
+        if !known.is_empty() {
+            self.end_session(known[n % known.len()], outputs);
+        }
+    }
+
+    fn end_session(&mut self, session: SessionId, outputs: Outputs) {
+        let seat = &self.claims[&session].seat;
+        let known = self.waiting.iter().chain(self.running.keys());
+        let is_last = !known
+            .copied()
+            .any(|other| other > session && self.claims[&other].seat == *seat);
+        if let Some(vm) = self.running.get(&session)
+            && outputs == Outputs::Unfetched
+            && is_last
+        {
+            let until = self.now + self.pool.policy.lease;
+            self.leases.insert(seat.clone(), (*vm, until));
+        }
         self.waiting.retain(|waiting| *waiting != session);
         self.running.remove(&session);
-        self.send(Event::SessionClosed(session));
+        self.send(Event::SessionClosed(session, outputs));
     }
 
     fn exit(&mut self, vm: VmId, retry: Retry) {
@@ -140,12 +201,14 @@ impl World {
             .into_iter()
             .partition(|(_, at)| *at == vm);
         self.running = running;
+        self.leases.retain(|_, (at, _)| *at != vm);
         self.send(Event::VmExited(vm, exit));
         // Say that every other session had not used its VM yet.
         for session in lost.into_keys().filter(|session| session.0 % 2 == 0) {
             let place = self.waiting.partition_point(|waiting| *waiting < session);
             self.waiting.insert(place, session);
-            self.send(Event::SessionReturned(session));
+            let claim = self.claims[&session].clone();
+            self.send(Event::SessionReturned(session, claim));
         }
     }
 
@@ -156,18 +219,22 @@ impl World {
             self.now = self.now.max(at);
             let before = self.pool.deadline();
             let acted = self.send(Event::DeadlineReached);
-            // 12. After a deadline there is progress: an action, or a later deadline.
+            // 12. After a deadline there is progress: an action, or a later deadline, or none.
             assert!(
-                acted > 0 || self.pool.deadline() > before,
+                acted > 0 || self.pool.deadline().is_none_or(|at| Some(at) > before),
                 "busy loop at {before:?}"
             );
             deadlines += 1;
+            if deadlines % 20 == 0 {
+                self.memory = None;
+            }
             assert!(deadlines < 10_000, "no end of deadlines");
         }
         self.now = self.now.max(until);
     }
 
     fn send(&mut self, event: Event) -> usize {
+        self.pool.set_available_memory(self.memory);
         let actions = self.pool.handle(self.now, event);
         let kinds = |boots: bool| {
             actions.iter().any(|action| match action {
@@ -187,20 +254,8 @@ impl World {
 
     fn perform(&mut self, action: &Action) {
         match action {
-            Action::Boot(vm) => {
-                assert!(!self.shutting_down, "started {vm:?} in a pool that is down");
-                assert_eq!(
-                    self.vms.insert(*vm, Life::Boots),
-                    None,
-                    "{vm:?} was there already"
-                );
-            }
-            Action::Assign { session, vm } => {
-                // 4. No session is overtaken.
-                assert_eq!(self.waiting.pop_front(), Some(*session), "overtaken");
-                assert_eq!(self.vms.get(vm), Some(&Life::Runs), "{vm:?} is not ready");
-                self.running.insert(*session, *vm);
-            }
+            Action::Boot(vm) => self.boot(*vm),
+            Action::Assign { session, vm } => self.assign(*session, *vm),
             Action::Reject { session, .. } => {
                 let before = self.waiting.len();
                 self.waiting.retain(|waiting| waiting != session);
@@ -217,34 +272,122 @@ impl World {
             Action::Kill(vm) => {
                 let life = self.vms.insert(*vm, Life::Stops);
                 assert!(
-                    life == Some(Life::Boots) || self.shutting_down,
+                    life == Some(Life::Boots) || self.is_urgent || self.may_be_killed(*vm),
                     "killed {vm:?}: {life:?}"
                 );
                 self.running.retain(|_, at| at != vm);
             }
         }
+        if let Action::PowerDown(vm) | Action::Kill(vm) = action {
+            let now = self.now;
+            let is_kept = |(at, until): &(VmId, Instant)| at == vm && *until > now;
+            // 15. A VM is kept for its outputs.
+            assert!(
+                self.is_urgent || !self.leases.values().any(is_kept),
+                "{vm:?} is leased"
+            );
+        }
+    }
+
+    fn boot(&mut self, vm: VmId) {
+        assert!(!self.shutting_down, "started {vm:?} in a pool that is down");
+        let booting = self.vms.values().filter(|life| **life == Life::Boots);
+        let policy = &self.pool.policy;
+        let starts = booting.count() as u64 + 1;
+        let needed = policy.memory_floor_mib + policy.memory_estimate_mib * starts;
+        // 16. Never a start without memory for it.
+        assert!(
+            self.memory.is_none_or(|memory| memory >= needed),
+            "no memory for {vm:?}"
+        );
+        let was = self.vms.insert(vm, Life::Boots);
+        assert_eq!(was, None, "{vm:?} was there already");
+        // 1. Never more VMs than allowed.
+        let most = self.pool.policy.max_vms.get().max(self.pool.floor);
+        assert!(self.vms.len() <= most as usize, "{:?}", self.vms);
+    }
+
+    fn assign(&mut self, session: SessionId, vm: VmId) {
+        assert_eq!(self.vms.get(&vm), Some(&Life::Runs), "{vm:?} is not ready");
+        let claim = self.claims[&session].clone();
+        let comes_home = self.is_home(vm, &claim);
+        let place = self.waiting.iter().position(|waiting| *waiting == session);
+        let place = place.expect("it waits");
+        // 4. No session is overtaken by one that could wait for the same VM.
+        for earlier in self.waiting.range(..place).filter(|_| !comes_home) {
+            assert!(
+                self.has_home(*earlier) || !self.is_open_to(vm, &self.claims[earlier]),
+                "{session:?} overtook {earlier:?} on {vm:?}"
+            );
+        }
+        if let Some((home, until)) = self.leases.get(&claim.seat) {
+            assert!(
+                claim.purpose == Purpose::Build || *home == vm || *until <= self.now,
+                "{session:?} should have come to {home:?}"
+            );
+        }
+        // 13. Under `never`, no second build; 14. under `client`, no other client.
+        assert!(
+            comes_home || self.is_open_to(vm, &claim),
+            "{session:?} on {vm:?}, which was {:?}'s",
+            self.users.get(&vm)
+        );
+        self.leases.remove(&claim.seat);
+        self.users.entry(vm).or_default().insert(claim.seat);
+        self.waiting.remove(place);
+        self.running.insert(session, vm);
+    }
+
+    /// Whether a VM takes any session of this client.
+    fn is_open_to(&self, vm: VmId, claim: &Claim) -> bool {
+        let users = self.users.get(&vm).into_iter().flatten();
+        match self.pool.policy.reuse {
+            Reuse::Always => true,
+            Reuse::Client => users
+                .into_iter()
+                .all(|user| user.client == claim.seat.client),
+            Reuse::Never => users.count() == 0,
+        }
+    }
+
+    /// Whether a session comes to fetch what this VM may have.
+    fn is_home(&self, vm: VmId, claim: &Claim) -> bool {
+        let was_here = self
+            .users
+            .get(&vm)
+            .is_some_and(|users| users.contains(&claim.seat));
+        claim.purpose == Purpose::Fetch && was_here
+    }
+
+    /// Whether a session comes to fetch what a VM that runs may have.
+    fn has_home(&self, session: SessionId) -> bool {
+        let mut running = self.vms.iter().filter(|(_, life)| **life == Life::Runs);
+        running.any(|(vm, _)| self.is_home(*vm, &self.claims[&session]))
+    }
+
+    /// Whether a VM that runs has done what it was for, or can make room.
+    fn may_be_killed(&self, vm: VmId) -> bool {
+        let is_used = self.users.contains_key(&vm);
+        let is_idle = !self.running.values().any(|at| *at == vm);
+        is_used && is_idle && self.pool.policy.reuse != Reuse::Always
     }
 
     fn check(&self) {
         let policy = &self.pool.policy;
         let slots = policy.slots_per_vm.get() as usize;
-        // 1. Never more VMs than allowed.
-        assert!(
-            self.vms.len() <= policy.max_vms.get() as usize,
-            "{:?}",
-            self.vms
-        );
         // 3. Never more sessions on a VM than slots.
         for vm in self.vms.keys() {
             assert!(self.running.values().filter(|at| *at == vm).count() <= slots);
         }
         // 11. A second look at the same moment finds nothing new.
         let mut again = self.pool.clone();
+        again.set_available_memory(self.memory);
         assert_eq!(again.handle(self.now, Event::DeadlineReached), []);
     }
 
     /// Lets the world run on its own until nothing is left to happen: boots succeed, what stops is gone, sessions end.
     fn settle(&mut self) {
+        self.memory = None;
         for _ in 0..10_000 {
             if let Some(vm) = nth(self.vms.iter().filter(|vm| *vm.1 == Life::Boots), 0) {
                 self.vms.insert(vm, Life::Runs);
@@ -252,8 +395,7 @@ impl World {
             } else if let Some(vm) = nth(self.vms.iter().filter(|vm| *vm.1 == Life::Stops), 0) {
                 self.exit(vm, Retry::Later);
             } else if let Some(session) = self.running.keys().next().copied() {
-                self.running.remove(&session);
-                self.send(Event::SessionClosed(session));
+                self.end_session(session, Outputs::Fetched);
             } else if let Some(at) = self.pool.deadline() {
                 self.pass(at);
             } else {
@@ -274,16 +416,31 @@ fn nth<'a>(mut vms: impl Iterator<Item = (&'a VmId, &'a Life)> + Clone, n: usize
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    (0u32..3, 1u32..5, 1u32..4, 1usize..20).prop_map(|(min_vms, max_vms, slots, max_queued)| {
-        Policy {
-            min_vms,
-            max_vms: NonZeroU32::new(max_vms).unwrap(),
-            slots_per_vm: NonZeroU32::new(slots).unwrap(),
-            max_queued,
-            ..Policy::default()
-        }
-    })
+    let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
+    let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
+    (limits, reuse, 0u32..3, any::<bool>()).prop_map(
+        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured)| {
+            let slots = if reuse == Reuse::Never { 1 } else { slots };
+            let up_limit = if is_configured { max_vms } else { 8 };
+            Policy {
+                min_vms: min_vms.min(max_vms),
+                max_vms: NonZeroU32::new(max_vms).unwrap(),
+                up_limit: NonZeroU32::new(up_limit).unwrap(),
+                slots_per_vm: NonZeroU32::new(slots).unwrap(),
+                reuse,
+                warm: warm.min(max_vms),
+                max_queued,
+                ..Policy::default()
+            }
+        },
+    )
 }
+
+const OPEN: Step = Step::Open {
+    client: 0,
+    slot: 0,
+    purpose: Purpose::Build,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
@@ -306,7 +463,7 @@ proptest! {
         world.settle();
         prop_assert!(world.waiting.is_empty(), "{:?} wait for ever", world.waiting);
         let expected = match world.pool.mode {
-            Mode::Open => world.pool.floor.max(world.pool.policy.min_vms).min(world.pool.policy.max_vms.get()),
+            Mode::Open => world.pool.kept().max(world.pool.policy.warm),
             Mode::Draining => 0,
         };
         prop_assert_eq!(world.vms.len(), expected as usize);
@@ -322,14 +479,14 @@ proptest! {
         let end = world.now + Duration::from_secs(3600);
         let mut starts = 0;
         for _ in 0..sessions {
-            world.take(Step::Open);
+            world.take(OPEN);
         }
         while world.now < end {
             while let Some(vm) = world.vms.keys().next().copied() {
                 starts += 1;
                 world.exit(vm, Retry::Later);
             }
-            world.take(Step::Open);
+            world.take(OPEN);
             let next = world.pool.deadline().unwrap_or(end);
             world.now = next;
             world.send(Event::DeadlineReached);
