@@ -126,9 +126,10 @@ fn vm_row(vm: &VmView) -> [String; 6] {
         VmStage::Draining => "draining",
         VmStage::Stopping => "stopping",
     };
-    let state = match vm.paused {
-        true => format!("{state}, paused"),
-        false => state.to_owned(),
+    let state = if vm.paused {
+        format!("{state}, paused")
+    } else {
+        state.to_owned()
     };
     let does = match (vm.sessions, vm.idle_s) {
         _ if vm.state == VmStage::Leased => "waits for its outputs to be fetched".to_owned(),

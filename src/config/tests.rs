@@ -1,6 +1,7 @@
 //! What is configured, what is not, and what is refused.
 
 use super::*;
+use crate::pool::policy::Reuse;
 
 const HOST: Host = Host {
     cpus: 2,
@@ -30,7 +31,7 @@ fn nothing_configured_suits_the_machine() {
     let riscv64 = &config.systems[&System::Riscv64Linux];
     assert_eq!(
         (riscv64.policy.max_vms.get(), riscv64.build_machines),
-        (2, 4)
+        (2, 16)
     );
     let small = Host {
         cpus: 8,
@@ -60,7 +61,7 @@ fn a_systems_own_value_wins_over_the_one_for_all() {
         (riscv64.network, aarch64.network),
         (Network::None, Network::Nat)
     );
-    assert_eq!(riscv64.build_machines, 10);
+    assert_eq!(riscv64.build_machines, 16);
 }
 
 #[test]
@@ -136,4 +137,101 @@ fn the_compiled_in_profiles_parse_and_are_for_their_system() {
         let profile = load_profile(Path::new("/nonexistent"), system).unwrap();
         assert_eq!(profile.system, system);
     }
+}
+
+#[test]
+fn a_pool_without_values_uses_no_vm_twice_and_keeps_none_warm() {
+    let config = parse("").unwrap();
+    let riscv64 = &config.systems[&System::Riscv64Linux];
+    let policy = &riscv64.policy;
+    assert_eq!((policy.reuse, policy.warm), (Reuse::Never, 0));
+    assert_eq!(policy.lease, Duration::from_secs(10));
+    assert_eq!(
+        (policy.memory_estimate_mib, policy.memory_floor_mib),
+        (512, 1024)
+    );
+    assert!(riscv64.template);
+}
+
+#[test]
+fn what_a_vm_may_be_used_for_and_what_it_takes_can_be_configured() {
+    let config = parse(
+        "[pool]\nreuse = \"client\"\nwarm = 2\nlease = \"30s\"\nmemory-estimate-mib = 300\nmemory-floor-mib = 0\n\
+         [systems.riscv64-linux]\nreuse = \"always\"\ntemplate = false\nslots-per-vm = 4\n",
+    )
+    .unwrap();
+    let (riscv64, aarch64) = (
+        &config.systems[&System::Riscv64Linux],
+        &config.systems[&System::Aarch64Linux],
+    );
+    assert_eq!(
+        (riscv64.policy.reuse, aarch64.policy.reuse),
+        (Reuse::Always, Reuse::Client)
+    );
+    assert_eq!((riscv64.template, aarch64.template), (false, true));
+    assert_eq!(
+        (aarch64.policy.warm, aarch64.policy.lease),
+        (2, Duration::from_secs(30))
+    );
+    assert_eq!(
+        (
+            aarch64.policy.memory_estimate_mib,
+            aarch64.policy.memory_floor_mib
+        ),
+        (300, 0)
+    );
+}
+
+#[test]
+fn only_a_configured_maximum_limits_up() {
+    let limit = |text| {
+        let config = parse(text).unwrap();
+        config.systems[&System::Riscv64Linux].policy.up_limit.get()
+    };
+    assert_eq!(limit(""), 64);
+    assert_eq!(limit("[pool]\nmax-vms = 3\n"), 3);
+    assert_eq!(limit("[pool]\nmax-vms = 100\n"), 100);
+}
+
+#[test]
+fn build_machines_are_twice_what_can_run_within_limits() {
+    let machines = |max_vms| {
+        let config = parse(&format!("[pool]\nmax-vms = {max_vms}\n")).unwrap();
+        config.systems[&System::Riscv64Linux].build_machines
+    };
+    assert_eq!([2, 12, 100].map(machines), [16, 24, 64]);
+}
+
+#[test]
+fn several_slots_of_a_vm_that_is_used_once_are_refused() {
+    let expected = "xpool.toml:2: `slots-per-vm` is 2 but with `reuse = \"never\"` a VM has one build in its life; \
+                    more than 1 needs `reuse = \"client\"` or `reuse = \"always\"`";
+    assert_eq!(refused("[pool]\nslots-per-vm = 2\n"), expected);
+    assert_eq!(
+        refused(
+            "[pool]\nslots-per-vm = 2\nreuse = \"always\"\n[systems.aarch64-linux]\nreuse = \"never\"\n"
+        ),
+        expected
+    );
+    assert!(parse("[pool]\nslots-per-vm = 2\nreuse = \"client\"\n").is_ok());
+}
+
+#[test]
+fn unknown_values_are_named_with_the_nearest_known_one() {
+    assert_eq!(
+        refused("[pool]\nreuse = \"nevr\"\n"),
+        "xpool.toml:2: unknown value `nevr`; did you mean `never`?"
+    );
+    assert_eq!(
+        refused("[pool]\nreuse = \"yes\"\n"),
+        "xpool.toml:2: unknown value `yes`; known values are `never`, `client`, `always`"
+    );
+    assert_eq!(
+        refused("[pool]\nnetwork = \"natt\"\n"),
+        "xpool.toml:2: unknown value `natt`; did you mean `nat`?"
+    );
+    assert_eq!(
+        refused("[pool]\nmax-vms = 2\nwarm = 3\n"),
+        "xpool.toml:3: `warm` is 3 but must be from 0 to 2"
+    );
 }

@@ -18,14 +18,15 @@ pub(super) const REST_AFTER: Duration = Duration::from_millis(500);
 pub(super) struct RestingVm<V, N> {
     vm: Arc<V>,
     news: N,
-    // Held while the monitor is asked, and not a message to a task of its own: who enters has to wait for a pause that is
+    // Held while the monitor is asked, which answers or fails within its own limits. A lock, and not a message to a task of its own: who enters has to wait for a pause that is
     // under way in any case, and the lock is fair.
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    is_paused: bool,
+    /// Whether its processors may stand still: it was paused, or an attempt to do so failed, perhaps only to tell.
+    may_be_paused: bool,
     /// Sessions that are in it. Counted under the lock, so that no pause can come after an entry.
     users: usize,
 }
@@ -58,14 +59,12 @@ impl<V: RunningVm, N: Fn(VmNews)> RestingVm<V, N> {
     /// Pauses the VM unless somebody is in it. One that cannot be paused costs processor time and nothing else.
     pub(super) async fn rest(&self) {
         let mut state = self.state.lock().await;
-        if state.is_paused || state.users > 0 {
+        if state.may_be_paused || state.users > 0 {
             return;
         }
+        state.may_be_paused = true;
         match self.vm.pause().await {
-            Ok(()) => {
-                state.is_paused = true;
-                (self.news)(VmNews::Paused);
-            }
+            Ok(()) => (self.news)(VmNews::Paused),
             Err(error) => (self.news)(VmNews::PauseFailed(format!("{error:#}"))),
         }
     }
@@ -85,12 +84,12 @@ impl<V: RunningVm, N: Fn(VmNews)> RestingVm<V, N> {
     }
 
     async fn resume(&self, state: &mut State) -> anyhow::Result<()> {
-        if state.is_paused {
+        if state.may_be_paused {
             self.vm
                 .resume()
                 .await
                 .context("resuming the paused guest")?;
-            state.is_paused = false;
+            state.may_be_paused = false;
             (self.news)(VmNews::Resumed);
         }
         Ok(())

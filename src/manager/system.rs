@@ -12,6 +12,7 @@ use super::supervisor::{VmCommand, VmNews, supervise};
 use super::ticket::{NewSession, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
+use crate::pool::budget::Shortage;
 use crate::pool::claim::Outputs;
 use crate::pool::policy::Policy;
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
@@ -25,6 +26,8 @@ pub(super) struct ManagedSystem<B> {
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
+    /// Whether memory held a VM back when it was last looked at.
+    is_short: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -55,6 +58,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             news,
             vms,
             sessions,
+            is_short: false,
         }
     }
 
@@ -316,10 +320,26 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
+    /// Says once when memory begins to hold VMs back, and when it no longer does.
+    fn log_shortage(&mut self, shortage: Option<Shortage>) {
+        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
+        match shortage {
+            Some(shortage) if !was_short => warn!(
+                system = %self.system,
+                available_mib = shortage.available_mib,
+                needed_mib = shortage.needed_mib,
+                "not enough memory for another VM"
+            ),
+            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
+            _ => {}
+        }
+    }
+
     /// Tells the sessions that wait what they wait for, where that has changed.
     pub(super) fn tell_waiting(&mut self, now: Instant) {
         let pool = self.pool.status(now);
         let vms = self.vm_views(&pool, now);
+        self.log_shortage(pool.shortage);
         let mut ahead = 0;
         for queued in &pool.queued {
             let text = if let Some(home) = queued.home {

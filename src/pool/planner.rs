@@ -4,27 +4,32 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::claim::{Claim, Purpose, Seat};
+use super::claim::{Purpose, Seat};
 use super::policy::{Policy, Reuse};
+use super::queue::Waiting;
 use super::vm::{ReadyVm, VmId, VmState};
 
 type Vms = BTreeMap<VmId, VmState>;
 
-/// The VM that has what a session comes to fetch: the one that is kept for its seat, or else the one on which an earlier
-/// session of its seat has not ended yet.
-pub(super) fn home(vms: &Vms, claim: &Claim) -> Option<VmId> {
-    if claim.purpose != Purpose::Fetch {
+/// The VM that has what a session comes to fetch: the one that is kept for its seat, or else the one on which the session of
+/// its seat that came before it has not ended yet.
+pub(super) fn home(vms: &Vms, waiting: &Waiting) -> Option<VmId> {
+    if waiting.claim.purpose != Purpose::Fetch {
         return None;
     }
-    let leased = ready(vms).find(|(_, vm)| vm.leases.contains_key(&claim.seat));
+    let seat = &waiting.claim.seat;
+    let leased = ready(vms).find(|(_, vm)| vm.leases.contains_key(seat));
+    let before = |vm: &ReadyVm| vm.last_session_before(waiting.session, seat);
+    let served = || ready(vms).filter_map(|(id, vm)| Some((before(vm)?, id)));
     leased
-        .or_else(|| ready(vms).find(|(_, vm)| vm.serves(&claim.seat)))
         .map(|(id, _)| id)
+        .or_else(|| served().max().map(|(_, id)| id))
 }
 
 /// Which VM a session gets now; none when it has to wait.
-pub(super) fn pick(vms: &Vms, claim: &Claim, policy: &Policy) -> Option<VmId> {
-    if let Some(home) = home(vms, claim) {
+pub(super) fn pick(vms: &Vms, waiting: &Waiting, policy: &Policy) -> Option<VmId> {
+    let claim = &waiting.claim;
+    if let Some(home) = home(vms, waiting) {
         let vm = vms.get(&home)?.as_ready()?;
         let has_room = vm.leases.contains_key(&claim.seat) || vm.has_free_slot(policy);
         return has_room.then_some(home);

@@ -88,19 +88,20 @@ impl Pool {
 
     /// Whether the VM is there that has what a session comes to fetch.
     pub(super) fn has_home(&self, waiting: &Waiting) -> bool {
-        planner::home(&self.vms, &waiting.claim).is_some()
+        planner::home(&self.vms, waiting).is_some()
     }
 
     /// Gives VMs to those who wait, first come first; who has to wait for a certain VM holds up nobody.
     pub(super) fn assign_waiting(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        for Waiting { session, claim } in std::mem::take(&mut self.queue) {
-            let picked = planner::pick(&self.vms, &claim, &self.policy);
+        for waiting in std::mem::take(&mut self.queue) {
+            let picked = planner::pick(&self.vms, &waiting, &self.policy);
             let vm = picked.and_then(|id| Some((id, self.vms.get_mut(&id)?.as_ready_mut()?)));
             let Some((id, vm)) = vm else {
-                self.queue.push_back(Waiting { session, claim });
+                self.queue.push_back(waiting);
                 continue;
             };
+            let Waiting { session, claim } = waiting;
             vm.leases.remove(&claim.seat);
             vm.owner = Some(claim.seat.client.clone());
             vm.sessions.insert(session, claim);

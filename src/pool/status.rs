@@ -103,7 +103,7 @@ impl Pool {
                 .iter()
                 .map(|waiting| QueuedStatus {
                     session: waiting.session,
-                    home: planner::home(&self.vms, &waiting.claim),
+                    home: planner::home(&self.vms, waiting),
                 })
                 .collect(),
             start_failures: self.backoff.failures(),

@@ -121,8 +121,11 @@ impl ReadyVm {
         }
     }
 
-    /// Whether a session of this seat runs on it.
-    pub(super) fn serves(&self, seat: &Seat) -> bool {
-        self.sessions.values().any(|claim| claim.seat == *seat)
+    /// The last session of a seat on it that came before another session.
+    pub(super) fn last_session_before(&self, session: SessionId, seat: &Seat) -> Option<SessionId> {
+        self.sessions
+            .range(..session)
+            .rfind(|(_, claim)| claim.seat == *seat)
+            .map(|(earlier, _)| *earlier)
     }
 }

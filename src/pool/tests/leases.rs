@@ -71,6 +71,18 @@ fn a_session_that_fetches_gets_its_vm_whatever_the_earlier_one_said() {
 }
 
 #[test]
+fn a_session_that_fetches_waits_for_the_vm_of_the_session_just_before_it() {
+    let (mut pool, now) = pool_with(policy(Reuse::Never, 2));
+    pool.handle(now, build(1, 7));
+    pool.handle(now, build(2, 7));
+    // The second one is ready first.
+    pool.handle(now, Event::VmReady(VmId(2)));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    assert_eq!(pool.handle(now, fetch(3, 7)), []);
+    assert_eq!(pool.status(now).queued[0].home, Some(VmId(1)));
+}
+
+#[test]
 fn another_clients_slot_of_the_same_name_is_another_one() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     pool.handle(now, unfetched(1));
