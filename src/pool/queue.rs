@@ -38,6 +38,10 @@ impl Pool {
             return;
         };
         let keeps = self.is_kept_for(&seat, session, outputs);
+        if keeps {
+            // A seat has one VM that is kept for it.
+            self.end_leases(|other, _| *other == seat);
+        }
         if let Some(vm) = self.vms.get_mut(&id).and_then(VmState::as_ready_mut) {
             vm.sessions.remove(&session);
             vm.idle_since = now;

@@ -15,12 +15,10 @@ pub(super) fn longest_start(policy: &Policy) -> Duration {
 }
 
 impl Pool {
-    /// Starts what is missing, or else stops what is idle too long.
+    /// Starts what is missing and stops what is idle too long. Both at once only where a VM of another client is no help.
     pub(super) fn scale(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.boot_missing(now);
-        if actions.is_empty() {
-            actions = self.stop_idle(now);
-        }
+        actions.extend(self.stop_idle(now));
         actions.extend(self.make_room(now));
         actions
     }

@@ -193,8 +193,9 @@ impl World {
                 _ => false,
             })
         };
-        // 8. One step never both starts and stops.
-        assert!(!(kinds(true) && kinds(false)), "{actions:?}");
+        // 8. One step never both starts and stops, but for VMs that only their client may use.
+        let is_exempt = self.pool.policy.reuse == Reuse::Client;
+        assert!(is_exempt || !(kinds(true) && kinds(false)), "{actions:?}");
         for action in &actions {
             self.perform(action);
         }
@@ -236,6 +237,7 @@ impl World {
                 self.is_urgent || !self.leases.values().any(is_kept),
                 "{vm:?} is leased"
             );
+            self.leases.retain(|_, (at, _)| at != vm);
         }
     }
 
