@@ -18,8 +18,8 @@ pub(super) const REST_AFTER: Duration = Duration::from_millis(500);
 pub(super) struct RestingVm<V, N> {
     vm: Arc<V>,
     news: N,
-    // Held while the monitor is asked, which answers or fails within its own limits. A lock, and not a message to a task of its own: who enters has to wait for a pause that is
-    // under way in any case, and the lock is fair.
+    // Held while the monitor is asked, which answers or fails within its own limits. A lock, and not a message to a task of
+    // its own: who enters has to wait for a pause that is under way in any case, and the lock is fair.
     state: Mutex<State>,
 }
 
