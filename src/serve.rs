@@ -214,7 +214,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
-            templates: Some(paths.templates()),
+            templates: pool.template.then(|| paths.templates()),
             private_parent: paths.vms(),
             console_log: paths.console_log(name),
             boot_timeout: pool.policy.boot_timeout,

@@ -244,6 +244,43 @@ fn more_vms_than_allowed_are_refused() {
 }
 
 #[test]
+fn more_vms_than_a_system_has_slots_need_a_configured_maximum() {
+    let installation = Installation::new("");
+    put_image(&installation, 1);
+    let said = installation.run(&["up", "riscv64", "--count", "65"]);
+    assert!(is_untouched(&installation), "a manager was started");
+    assert_snapshot!(all(&said), @r"
+    exit code: 1
+    error: 65 VMs of riscv64-linux are more than the 64 that `up` may ask for; `max-vms` in xpool.toml allows more
+    ");
+}
+
+#[test]
+fn a_value_that_does_not_fit_another_one_is_refused() {
+    let installation = Installation::new("[pool]\nslots-per-vm = 2\n");
+    assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r#"
+    exit code: 2
+    error: [DIR]/xpool.toml:4: `slots-per-vm` is 2 but with `reuse = "never"` a VM has one build in its life
+
+    hint: more than 1 needs `reuse = "client"` or `reuse = "always"`
+    "#);
+    assert!(is_untouched(&installation));
+}
+
+#[test]
+fn a_pool_without_vms_shows_its_rules() {
+    let installation = Installation::new("[pool]\nmax-vms = 2\n");
+    let _serving = installation.serve();
+    let said = installation.ok(&["status"]);
+    let tables = said.split_once("\n\n").unwrap().1;
+    assert_snapshot!(tables, @r"
+    SYSTEM         STATE  VMS     KEPT  BUSY  WAITING  REUSE
+    aarch64-linux  open   0 of 2  0     0     0        never
+    riscv64-linux  open   0 of 2  0     0     0        never
+    ");
+}
+
+#[test]
 fn machines_are_data_that_nix_can_read() {
     let installation = Installation::new("[pool]\nbuild-machines = 2\n");
     let said = installation.run(&["machines", "riscv64"]);

@@ -36,8 +36,8 @@ fn text(info: &Info, status: &Status) -> String {
         "manager {} (pid {}), gateway on {}",
         info.version, info.pid, info.gateway
     );
-    let pools: Vec<[String; 5]> = status.systems.iter().map(pool_row).collect();
-    let vms: Vec<[String; 5]> = status
+    let pools: Vec<[String; 7]> = status.systems.iter().map(pool_row).collect();
+    let vms: Vec<[String; 6]> = status
         .systems
         .iter()
         .flat_map(|system| &system.vms)
@@ -51,11 +51,18 @@ fn text(info: &Info, status: &Status) -> String {
         .collect();
     let mut parts = vec![
         head,
-        render(["SYSTEM", "STATE", "VMS", "BUSY", "WAITING"], &pools),
+        render(
+            ["SYSTEM", "STATE", "VMS", "KEPT", "BUSY", "WAITING", "REUSE"],
+            &pools,
+        ),
     ];
     parts.extend(status.systems.iter().filter_map(failure));
+    parts.extend(status.systems.iter().filter_map(shortage));
     if !vms.is_empty() {
-        parts.push(render(["VM", "STATE", "AGE", "BOOT", "DOES"], &vms));
+        parts.push(render(
+            ["VM", "STATE", "AGE", "BOOT", "MEMORY", "DOES"],
+            &vms,
+        ));
     }
     if !sessions.is_empty() {
         parts.push(render(["SESSION", "SLOT", "VM", "AGE", "DOES"], &sessions));
@@ -76,7 +83,13 @@ fn failure(system: &SystemStatus) -> Option<String> {
     Some(format!("{} failed {times}: {reason}{next}", system.system))
 }
 
-fn pool_row(system: &SystemStatus) -> [String; 5] {
+/// Why there is no further VM, where the host's memory holds it back.
+fn shortage(system: &SystemStatus) -> Option<String> {
+    let shortage = system.shortage.as_ref()?;
+    Some(format!("{}: {shortage}", system.system))
+}
+
+fn pool_row(system: &SystemStatus) -> [String; 7] {
     let waiting = system
         .sessions
         .iter()
@@ -90,30 +103,47 @@ fn pool_row(system: &SystemStatus) -> [String; 5] {
         (Mode::Open, _, None) => "open".to_owned(),
     };
     let vms = format!("{} of {}", system.vms.len(), system.max_vms);
+    let kept = match system.warm {
+        0 => system.kept.to_string(),
+        warm => format!("{} + {warm} warm", system.kept),
+    };
     [
         system.system.to_string(),
         state,
         vms,
+        kept,
         busy.to_string(),
         waiting.to_string(),
+        system.reuse.as_str().to_owned(),
     ]
 }
 
-fn vm_row(vm: &VmView) -> [String; 5] {
+fn vm_row(vm: &VmView) -> [String; 6] {
     let state = match vm.state {
         VmStage::Booting => "booting",
         VmStage::Ready => "ready",
+        VmStage::Leased => "leased",
         VmStage::Draining => "draining",
         VmStage::Stopping => "stopping",
     };
+    let state = if vm.paused {
+        format!("{state}, paused")
+    } else {
+        state.to_owned()
+    };
     let does = match (vm.sessions, vm.idle_s) {
+        _ if vm.state == VmStage::Leased => "waits for its outputs to be fetched".to_owned(),
         (0, Some(idle)) => format!("idle for {}", age(idle)),
         (0, None) => vm.stage.clone(),
         (1, _) => "1 session".to_owned(),
         (n, _) => format!("{n} sessions"),
     };
     let boot = vm.boot_ms.map_or(String::new(), tenths);
-    [vm.name.clone(), state.to_owned(), age(vm.age_s), boot, does]
+    let memory = vm
+        .memory_mib
+        .map_or(String::new(), |mib| format!("{mib} MiB"));
+    let name = vm.name.clone();
+    [name, state, age(vm.age_s), boot, memory, does]
 }
 
 fn session_row(session: &SessionView) -> [String; 5] {
@@ -131,6 +161,8 @@ fn session_row(session: &SessionView) -> [String; 5] {
 mod tests {
     use super::*;
     use crate::nix::System;
+    use crate::pool::budget::Shortage;
+    use crate::pool::policy::Reuse;
 
     #[test]
     fn status_says_why_starts_fail() {
@@ -138,11 +170,16 @@ mod tests {
             system: System::Riscv64Linux,
             mode: Mode::Open,
             max_vms: 1,
+            up_limit: 1,
+            kept: 0,
+            reuse: Reuse::Never,
+            warm: 0,
             vms: Vec::new(),
             sessions: Vec::new(),
             start_failures: 2,
             start_failure: Some("no agent".to_owned()),
             retry_in_s: Some(15),
+            shortage: None,
         };
         let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
         assert_eq!(failure(&system).unwrap(), expected);
@@ -164,6 +201,9 @@ mod tests {
             boot_ms: Some(4321),
             idle_s: None,
             sessions: 1,
+            paused: false,
+            pid: Some(77),
+            memory_mib: Some(118),
             console_log: "/state/logs/riscv64-1.log".into(),
         };
         let session = |id, vm: Option<&str>, activity: &str| SessionView {
@@ -178,27 +218,65 @@ mod tests {
             system: System::Riscv64Linux,
             mode: Mode::Open,
             max_vms: 1,
-            vms: vec![vm],
+            up_limit: 1,
+            kept: 0,
+            reuse: Reuse::Never,
+            warm: 0,
+            vms: Vec::new(),
             sessions: vec![
                 session(1, Some("riscv64-1"), "building hello.drv"),
-                session(2, None, "the only VM is busy"),
+                session(
+                    2,
+                    None,
+                    "waiting for riscv64-3, which has what is to be fetched",
+                ),
             ],
             start_failures: 0,
             start_failure: None,
             retry_in_s: None,
+            shortage: None,
+        };
+        let idle = VmView {
+            name: "riscv64-2".to_owned(),
+            idle_s: Some(61),
+            sessions: 0,
+            paused: true,
+            memory_mib: None,
+            ..vm.clone()
+        };
+        let leased = VmView {
+            name: "riscv64-3".to_owned(),
+            state: VmStage::Leased,
+            idle_s: Some(2),
+            ..idle.clone()
+        };
+        let system = SystemStatus {
+            max_vms: 4,
+            kept: 2,
+            warm: 1,
+            vms: vec![vm, idle, leased],
+            shortage: Some(Shortage {
+                available_mib: 812,
+                needed_mib: 1536,
+            }),
+            ..system
         };
         insta::assert_snapshot!(text(&info, &Status { systems: vec![system] }), @r"
         manager 0.1.0 (pid 42), gateway on 127.0.0.1:31022
 
-        SYSTEM         STATE  VMS     BUSY  WAITING
-        riscv64-linux  open   1 of 1  1     1
+        SYSTEM         STATE  VMS     KEPT        BUSY  WAITING  REUSE
+        riscv64-linux  open   3 of 4  2 + 1 warm  1     1        never
 
-        VM         STATE  AGE    BOOT  DOES
-        riscv64-1  ready  1m35s  4.3s  1 session
+        riscv64-linux: not enough memory for another VM: 812 MiB available, 1536 MiB needed
+
+        VM         STATE           AGE    BOOT  MEMORY   DOES
+        riscv64-1  ready           1m35s  4.3s  118 MiB  1 session
+        riscv64-2  ready, paused   1m35s  4.3s  -        idle for 1m01s
+        riscv64-3  leased, paused  1m35s  4.3s  -        waits for its outputs to be fetched
 
         SESSION  SLOT        VM         AGE  DOES
         1        riscv64-01  riscv64-1  30s  building hello.drv
-        2        riscv64-02  -          30s  the only VM is busy
+        2        riscv64-02  -          30s  waiting for riscv64-3, which has what is to be fetched
         ");
     }
 }

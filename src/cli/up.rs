@@ -55,7 +55,8 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
 /// What is missing is said before anything is started.
 async fn check_host(config: &Config, system: System, count: u32) -> Result<()> {
     if let Some(pool) = config.systems.get(&system) {
-        check_count(pool.policy.max_vms.get(), system, count)?;
+        let policy = &pool.policy;
+        check_count(policy.up_limit.get(), policy.max_vms.get(), system, count)?;
         let qemu = host::find_program(&pool.profile.qemu, &config.search_path)?;
         host::check_qemu(&qemu).await?;
     }
@@ -63,17 +64,22 @@ async fn check_host(config: &Config, system: System, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn check_count(max_vms: u32, system: System, count: u32) -> Result<()> {
-    if count > max_vms {
-        bail!("{count} VMs are more than `max-vms` allows, which is {max_vms} for {system}");
+fn check_count(limit: u32, max_vms: u32, system: System, count: u32) -> Result<()> {
+    if count <= limit {
+        return Ok(());
     }
-    Ok(())
+    if limit > max_vms {
+        bail!(
+            "{count} VMs of {system} are more than the {limit} that `up` may ask for; `max-vms` in xpool.toml allows more"
+        );
+    }
+    bail!("{count} VMs are more than `max-vms` allows, which is {limit} for {system}")
 }
 
 async fn bring_up(context: &Context, client: &Client, system: System, count: u32) -> Result<()> {
     // The manager may have been started with another configuration.
     if let Some(pool) = of(&client.status().await?, system) {
-        check_count(pool.max_vms, system, count)?;
+        check_count(pool.up_limit, pool.max_vms, system, count)?;
     }
     let progress = Progress::new(context.printer, "Starting", &system.to_string());
     client.up(&Up { system, count }).await?;
@@ -112,9 +118,13 @@ fn of(status: &Status, system: System) -> Option<&SystemStatus> {
 
 fn step(pool: &SystemStatus, ready: usize, count: u32) -> String {
     let booting = pool.vms.iter().find(|vm| vm.state == VmStage::Booting);
-    let stage = booting.map_or("waiting for room", |vm| vm.stage.as_str());
+    let stage = match (booting, &pool.shortage) {
+        (Some(vm), _) => vm.stage.clone(),
+        (None, Some(shortage)) => shortage.to_string(),
+        (None, None) => "waiting for room".to_owned(),
+    };
     if count == 1 {
-        stage.to_owned()
+        stage
     } else {
         format!("{ready} of {count} ready, {stage}")
     }

@@ -35,12 +35,24 @@ impl ConfigError {
         }
     }
 
+    /// The same error, with what to do about it.
+    pub(super) fn with_hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+
     /// What the TOML parser found.
     pub(super) fn toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|span| line_of(text, span.start));
-        let (message, hint) = match unknown_key(error.message()) {
-            Some((key, known)) => (format!("unknown key `{key}`"), Some(nearest(key, &known))),
-            None => (error.message().trim_end().replace('\n', ", "), None),
+        let said = error.message();
+        let (message, hint) = if let Some((key, known)) = unknown(said, "field") {
+            let hint = nearest("keys", key, &known);
+            (format!("unknown key `{key}`"), Some(hint))
+        } else if let Some((value, known)) = unknown(said, "variant") {
+            let hint = nearest("values", value, &known);
+            (format!("unknown value `{value}`"), Some(hint))
+        } else {
+            (said.trim_end().replace('\n', ", "), None)
         };
         Self {
             file: file.to_owned(),
@@ -76,24 +88,25 @@ fn line_of(text: &str, offset: usize) -> usize {
         .count()
 }
 
-/// The key and the known ones, out of serde's words "unknown field `x`, expected one of `a`, `b`" (a test holds us to
-/// them).
-fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
+/// The key or value and the known ones, out of serde's words "unknown field `x`, expected one of `a`, `b`" (a test holds us
+/// to them).
+fn unknown<'a>(message: &'a str, what: &str) -> Option<(&'a str, Vec<&'a str>)> {
     let mut names = message
-        .strip_prefix("unknown field ")?
+        .strip_prefix("unknown ")?
+        .strip_prefix(what)?
         .split('`')
         .skip(1)
         .step_by(2);
     Some((names.next()?, names.collect()))
 }
 
-fn nearest(key: &str, known: &[&str]) -> String {
+fn nearest(what: &str, key: &str, known: &[&str]) -> String {
     let likeness = |name: &&&str| (strsim::jaro_winkler(key, name) * 1000.0).round();
     match known
         .iter()
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
     {
         Some(name) if strsim::jaro_winkler(key, name) > 0.7 => format!("did you mean `{name}`?"),
-        _ => format!("known keys are `{}`", known.join("`, `")),
+        _ => format!("known {what} are `{}`", known.join("`, `")),
     }
 }

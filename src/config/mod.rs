@@ -1,8 +1,12 @@
 //! Configuration: xpool.toml and vm-configs, raw and then checked.
 
+mod check;
 mod error;
 mod raw;
 pub mod vm;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::ConfigError;
-use raw::{RawConfig, RawPool};
+use raw::RawConfig;
 use vm::{Network, VmProfile};
 
 use crate::nix::System;
@@ -37,6 +41,8 @@ pub struct SystemConfig {
     pub policy: Policy,
     /// How its VMs are laid out.
     pub profile: VmProfile,
+    /// Whether its VMs start as copies of one that has booted.
+    pub template: bool,
     /// Whether its guests have a network device.
     pub network: Network,
     /// How many build machines, of one slot each, Nix is told of.
@@ -122,7 +128,7 @@ impl Config {
                 System::Riscv64Linux => &raw.systems.riscv64_linux,
             };
             let merged = own.clone().or(&raw.pool);
-            systems.insert(system, check_pool(&merged, profile, host, at)?);
+            systems.insert(system, check::pool(&merged, profile, host, at)?);
         }
         let listen = match &raw.gateway.listen {
             Some(listen) => parse_listen(listen.get_ref())
@@ -136,72 +142,6 @@ impl Config {
         })
     }
 }
-
-fn check_pool(
-    raw: &RawPool,
-    mut profile: VmProfile,
-    host: &Host,
-    error: impl Fn(&toml::Spanned<u32>, String) -> ConfigError,
-) -> Result<SystemConfig, ConfigError> {
-    let within = |value: &Option<toml::Spanned<u32>>, key: &str, least: u32, most: u32| match value
-    {
-        Some(number) if (least..=most).contains(number.get_ref()) => Ok(Some(*number.get_ref())),
-        Some(number) => {
-            let given = number.get_ref();
-            Err(error(
-                number,
-                format!("`{key}` is {given} but must be from {least} to {most}"),
-            ))
-        }
-        None => Ok(None),
-    };
-    if let Some(vcpus) = within(&raw.vcpus, "vcpus", 1, 64)? {
-        profile.vcpus = vcpus;
-    }
-    if let Some(memory_mib) = within(&raw.memory_mib, "memory-mib", 256, 1 << 20)? {
-        profile.memory_mib = memory_mib;
-    }
-    let non_zero = |value: Option<u32>| value.and_then(NonZeroU32::new);
-    let defaults = Policy::default();
-    let max_vms = non_zero(within(&raw.max_vms, "max-vms", 1, 1000)?)
-        .unwrap_or_else(|| host.max_vms(&profile));
-    let slots_per_vm =
-        non_zero(within(&raw.slots_per_vm, "slots-per-vm", 1, 16)?).unwrap_or(NonZeroU32::MIN);
-    // Twice what can run, so that Nix's queue is seen by xpool; from 4 so that a small pool has a queue at all.
-    let capacity = max_vms.get().saturating_mul(slots_per_vm.get());
-    let build_machines = within(
-        &raw.build_machines,
-        "build-machines",
-        1,
-        MOST_BUILD_MACHINES,
-    )?
-    .unwrap_or_else(|| capacity.saturating_mul(2).clamp(4, MOST_BUILD_MACHINES));
-    let policy = Policy {
-        min_vms: within(&raw.min_vms, "min-vms", 0, max_vms.get())?.unwrap_or(defaults.min_vms),
-        max_vms,
-        slots_per_vm,
-        idle_timeout: raw
-            .idle_timeout
-            .map_or(defaults.idle_timeout, |duration| duration.0),
-        boot_timeout: raw
-            .boot_timeout
-            .map_or(defaults.boot_timeout, |duration| duration.0),
-        ..defaults
-    };
-    Ok(SystemConfig {
-        policy,
-        profile,
-        network: raw.network.unwrap_or_default(),
-        build_machines,
-        // A clean shutdown of an emulated guest takes about two seconds on a quiet machine.
-        stop_grace: raw
-            .stop_grace
-            .map_or(Duration::from_secs(20), |duration| duration.0),
-    })
-}
-
-/// Slots have names of two digits.
-const MOST_BUILD_MACHINES: u32 = 64;
 
 fn parse_listen(given: &str) -> Result<SocketAddr, String> {
     let wrong = |why: &str| format!("`listen` is `{given}` but {why}, such as `{DEFAULT_LISTEN}`");
@@ -252,146 +192,5 @@ fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(ConfigError::unreadable(file, &error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOST: Host = Host {
-        cpus: 2,
-        memory_mib: 24 * 1024,
-        search_path: OsString::new(),
-    };
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        let profiles =
-            System::ALL.map(|system| (system, toml::from_str(built_in_profile(system)).unwrap()));
-        Config::parse(Path::new("xpool.toml"), text, profiles.into(), &HOST)
-    }
-
-    #[track_caller]
-    fn refused(text: &str) -> String {
-        let error = parse(text).unwrap_err();
-        match error.hint() {
-            Some(hint) => format!("{error}; {hint}"),
-            None => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn nothing_configured_suits_the_machine() {
-        let config = parse("").unwrap();
-        assert_eq!(config.listen, DEFAULT_LISTEN);
-        let riscv64 = &config.systems[&System::Riscv64Linux];
-        assert_eq!(
-            (riscv64.policy.max_vms.get(), riscv64.build_machines),
-            (2, 4)
-        );
-        let small = Host {
-            cpus: 8,
-            memory_mib: 2048,
-            ..HOST
-        };
-        assert_eq!(small.max_vms(&riscv64.profile).get(), 1);
-    }
-
-    #[test]
-    fn a_systems_own_value_wins_over_the_one_for_all() {
-        let config = parse(
-            "[pool]\nmax-vms = 3\nidle-timeout = \"90s\"\n[systems.riscv64-linux]\nmax-vms = 5\nvcpus = 1\nnetwork = \"none\"\n",
-        )
-        .unwrap();
-        let (riscv64, aarch64) = (
-            &config.systems[&System::Riscv64Linux],
-            &config.systems[&System::Aarch64Linux],
-        );
-        assert_eq!(
-            (riscv64.policy.max_vms.get(), aarch64.policy.max_vms.get()),
-            (5, 3)
-        );
-        assert_eq!((riscv64.profile.vcpus, aarch64.profile.vcpus), (1, 2));
-        assert_eq!(riscv64.policy.idle_timeout, Duration::from_secs(90));
-        assert_eq!(
-            (riscv64.network, aarch64.network),
-            (Network::None, Network::Nat)
-        );
-        assert_eq!(riscv64.build_machines, 10);
-    }
-
-    #[test]
-    fn unknown_keys_are_named_with_their_line_and_the_nearest_known_one() {
-        assert_eq!(
-            refused("[pool]\n\nmax-vm = 3\n"),
-            "xpool.toml:3: unknown key `max-vm`; did you mean `max-vms`?"
-        );
-        assert_eq!(
-            refused("[gatway]\n"),
-            "xpool.toml:1: unknown key `gatway`; did you mean `gateway`?"
-        );
-        assert_eq!(
-            refused("[systems.riscv64]\n"),
-            "xpool.toml:1: unknown key `riscv64`; did you mean `riscv64-linux`?"
-        );
-        assert_eq!(
-            refused("[gateway]\nxyz = 1\n"),
-            "xpool.toml:2: unknown key `xyz`; known keys are `listen`"
-        );
-    }
-
-    #[test]
-    fn values_out_of_range_are_named_with_their_line_and_their_range() {
-        assert_eq!(
-            refused("[pool]\nmax-vms = 0\n"),
-            "xpool.toml:2: `max-vms` is 0 but must be from 1 to 1000"
-        );
-        assert_eq!(
-            refused("[gateway]\nlisten = \"127.0.0.1:99999\"\n"),
-            "xpool.toml:2: `listen` is `127.0.0.1:99999` but its port must be from 1 to 65535, such as `127.0.0.1:31022`"
-        );
-        assert_eq!(
-            refused("[pool]\nidle-timeout = \"soon\"\n"),
-            "xpool.toml:2: `soon` is not a duration such as `90s`, `10m` or `1h 30m`"
-        );
-    }
-
-    #[test]
-    fn durations_and_minimums_have_ranges() {
-        assert_eq!(
-            refused("[pool]\nboot-timeout = \"0s\"\n"),
-            "xpool.toml:2: `0s` must be from one second to 30 days"
-        );
-        assert_eq!(
-            refused("[pool]\nidle-timeout = \"1000y\"\n"),
-            "xpool.toml:2: `1000y` must be from one second to 30 days"
-        );
-        assert_eq!(
-            refused("[pool]\nmax-vms = 2\nmin-vms = 3\n"),
-            "xpool.toml:3: `min-vms` is 3 but must be from 0 to 2"
-        );
-    }
-
-    #[test]
-    fn the_example_in_the_readme_is_a_configuration() {
-        let readme = include_str!("../../README.md");
-        let example = readme
-            .split("```toml\n")
-            .nth(1)
-            .unwrap()
-            .split("```")
-            .next()
-            .unwrap();
-        let config = parse(example).unwrap();
-        assert_eq!(config.listen, DEFAULT_LISTEN);
-        assert_eq!(config.systems[&System::Riscv64Linux].profile.vcpus, 1);
-    }
-
-    #[test]
-    fn the_compiled_in_profiles_parse_and_are_for_their_system() {
-        for system in System::ALL {
-            let profile = load_profile(Path::new("/nonexistent"), system).unwrap();
-            assert_eq!(profile.system, system);
-        }
     }
 }

@@ -6,6 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::vm::Network;
+use crate::pool::policy::Reuse;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
@@ -37,10 +38,16 @@ pub(super) struct RawPool {
     pub(super) min_vms: Option<toml::Spanned<u32>>,
     pub(super) max_vms: Option<toml::Spanned<u32>>,
     pub(super) slots_per_vm: Option<toml::Spanned<u32>>,
+    pub(super) reuse: Option<Reuse>,
+    pub(super) warm: Option<toml::Spanned<u32>>,
+    pub(super) template: Option<bool>,
     pub(super) vcpus: Option<toml::Spanned<u32>>,
     pub(super) memory_mib: Option<toml::Spanned<u32>>,
     pub(super) network: Option<Network>,
     pub(super) build_machines: Option<toml::Spanned<u32>>,
+    pub(super) memory_estimate_mib: Option<toml::Spanned<u32>>,
+    pub(super) memory_floor_mib: Option<toml::Spanned<u32>>,
+    pub(super) lease: Option<HumanDuration>,
     pub(super) idle_timeout: Option<HumanDuration>,
     pub(super) boot_timeout: Option<HumanDuration>,
     pub(super) stop_grace: Option<HumanDuration>,
@@ -53,12 +60,22 @@ impl RawPool {
             min_vms: self.min_vms.or_else(|| defaults.min_vms.clone()),
             max_vms: self.max_vms.or_else(|| defaults.max_vms.clone()),
             slots_per_vm: self.slots_per_vm.or_else(|| defaults.slots_per_vm.clone()),
+            reuse: self.reuse.or(defaults.reuse),
+            warm: self.warm.or_else(|| defaults.warm.clone()),
+            template: self.template.or(defaults.template),
             vcpus: self.vcpus.or_else(|| defaults.vcpus.clone()),
             memory_mib: self.memory_mib.or_else(|| defaults.memory_mib.clone()),
             network: self.network.or(defaults.network),
             build_machines: self
                 .build_machines
                 .or_else(|| defaults.build_machines.clone()),
+            memory_estimate_mib: self
+                .memory_estimate_mib
+                .or_else(|| defaults.memory_estimate_mib.clone()),
+            memory_floor_mib: self
+                .memory_floor_mib
+                .or_else(|| defaults.memory_floor_mib.clone()),
+            lease: self.lease.or(defaults.lease),
             idle_timeout: self.idle_timeout.or(defaults.idle_timeout),
             boot_timeout: self.boot_timeout.or(defaults.boot_timeout),
             stop_grace: self.stop_grace.or(defaults.stop_grace),

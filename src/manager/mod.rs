@@ -4,6 +4,9 @@
 //! supervisor task each; sessions have a ticket.
 
 mod handle;
+pub mod memory;
+mod rest;
+mod session;
 pub mod status;
 mod supervisor;
 mod system;
@@ -23,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use handle::Command;
 pub use handle::{Downed, ManagerHandle};
+use memory::HostMemory;
 use status::Status;
 use supervisor::VmNews;
 use system::ManagedSystem;
@@ -84,6 +88,7 @@ pub struct Manager<B: VmBackend> {
     changes: watch::Sender<Status>,
     downs: Vec<DownWaiter>,
     sessions: u64,
+    memory: HostMemory,
 }
 
 impl<B: VmBackend> Manager<B> {
@@ -116,15 +121,26 @@ impl<B: VmBackend> Manager<B> {
             changes,
             downs: Vec::new(),
             sessions: 0,
+            memory: HostMemory::new("/proc/meminfo".into()),
         };
         (manager, handle)
     }
 
+    /// Reads the host's available memory from this file instead of `/proc/meminfo`.
+    #[must_use]
+    pub fn with_meminfo(mut self, meminfo: PathBuf) -> Self {
+        self.memory = HostMemory::new(meminfo);
+        self
+    }
+
     /// Runs until it was told to shut down and every VM is gone.
     pub async fn run(mut self, shutdown: Shutdown) {
-        for system in self.systems.values_mut() {
+        let systems: Vec<System> = self.systems.keys().copied().collect();
+        for system in systems {
             // Starts the VMs that are always to be there.
-            system.handle(now(), Event::DeadlineReached);
+            self.with_memory(system, |system| {
+                system.handle(now(), Event::DeadlineReached);
+            });
         }
         let (mut draining, mut killing) = (false, false);
         loop {
@@ -157,8 +173,23 @@ impl<B: VmBackend> Manager<B> {
     fn open(&mut self, session: NewSession) {
         self.sessions += 1;
         let id = SessionId(self.sessions);
-        if let Some(system) = self.systems.get_mut(&session.request.system) {
+        self.with_memory(session.request.system, |system| {
             system.open(now(), id, session);
+        });
+    }
+
+    /// Does something to a system's pool, which first hears of the memory that the host has now: any event may start a VM.
+    fn with_memory(&mut self, name: System, act: impl FnOnce(&mut ManagedSystem<B>)) {
+        let others = self.systems.iter().filter(|(other, _)| **other != name);
+        let promised: u64 = others
+            .map(|(_, other)| other.pool.promised_memory_mib())
+            .sum();
+        let available = self.memory.available_mib();
+        if let Some(system) = self.systems.get_mut(&name) {
+            system
+                .pool
+                .set_available_memory(available.map(|mib| mib.saturating_sub(promised)));
+            act(system);
         }
     }
 
@@ -169,9 +200,7 @@ impl<B: VmBackend> Manager<B> {
                 count,
                 reply,
             } => {
-                if let Some(system) = self.systems.get_mut(&system) {
-                    system.handle(now(), Event::Up(count));
-                }
+                self.with_memory(system, |system| system.handle(now(), Event::Up(count)));
                 self.answer_downs(Downed::BroughtUp, |systems| systems.contains(&system));
                 // A caller that has gone does not want to know.
                 let _ = reply.send(());
@@ -197,24 +226,27 @@ impl<B: VmBackend> Manager<B> {
     fn take(&mut self, news: News) {
         match news {
             News::Vm(system, vm, news) => {
-                if let Some(system) = self.systems.get_mut(&system) {
-                    system.vm_news(now(), vm, news);
-                }
+                self.with_memory(system, |system| system.vm_news(now(), vm, news));
             }
             News::Session(system, session, news) => {
-                if let Some(system) = self.systems.get_mut(&system) {
+                self.with_memory(system, |system| {
                     system.session_news(now(), session, news);
-                }
+                });
             }
         }
     }
 
     fn deadline_reached(&mut self) {
         let now = now();
-        for system in self.systems.values_mut() {
-            if system.deadline().is_some_and(|at| at <= now) {
-                system.handle(now, Event::DeadlineReached);
-            }
+        let is_due = |system: &ManagedSystem<B>| system.deadline().is_some_and(|at| at <= now);
+        let due: Vec<System> = self
+            .systems
+            .iter()
+            .filter(|(_, system)| is_due(system))
+            .map(|(name, _)| *name)
+            .collect();
+        for system in due {
+            self.with_memory(system, |system| system.handle(now, Event::DeadlineReached));
         }
     }
 

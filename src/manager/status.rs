@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::nix::System;
 use crate::pool::Mode;
+use crate::pool::budget::Shortage;
+use crate::pool::policy::Reuse;
 use crate::pool::status::VmStage;
 
 /// Everything at one moment; the JSON of `xpool status --json`.
@@ -24,8 +26,16 @@ pub struct SystemStatus {
     pub system: System,
     /// Whether it serves.
     pub mode: Mode,
-    /// VMs at the most.
+    /// VMs at the most, as things are.
     pub max_vms: u32,
+    /// VMs that `up` may ask for.
+    pub up_limit: u32,
+    /// VMs that are kept even when nothing waits: what `up` asked for, or the configured minimum.
+    pub kept: u32,
+    /// Which sessions a VM takes after its first one.
+    pub reuse: Reuse,
+    /// VMs that nobody has used yet, kept beside those that are wanted.
+    pub warm: u32,
     /// Its VMs, oldest first.
     pub vms: Vec<VmView>,
     /// Its sessions, in the order of their arrival.
@@ -36,6 +46,8 @@ pub struct SystemStatus {
     pub start_failure: Option<String>,
     /// Whole seconds until the next start is tried, while one is held back.
     pub retry_in_s: Option<u64>,
+    /// What the host's memory lacks for another VM, while that holds one back.
+    pub shortage: Option<Shortage>,
 }
 
 /// One VM.
@@ -56,6 +68,13 @@ pub struct VmView {
     pub idle_s: Option<u64>,
     /// How many sessions it serves.
     pub sessions: usize,
+    /// Whether its processors are stopped, because nothing wants it now.
+    pub paused: bool,
+    /// The process that runs it, once it is ready.
+    pub pid: Option<u32>,
+    /// What it takes of the host's memory, in MiB, with its part of what it shares with others. Measured when the status is
+    /// asked for, and not told with its changes.
+    pub memory_mib: Option<u64>,
     /// Its console log.
     pub console_log: PathBuf,
 }

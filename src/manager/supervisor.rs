@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::rest::{REST_AFTER, RestingVm};
 use crate::pool::{Exit, Retry, SessionId};
 use crate::vm::{Hop, RunningVm, VmBackend, VmExit, VmSpec};
 
@@ -33,8 +35,14 @@ pub(super) enum VmCommand {
 pub(super) enum VmNews {
     /// The boot has come to this.
     Stage(String),
-    /// It can serve.
-    Ready,
+    /// It can serve; the process that runs it.
+    Ready(Option<u32>),
+    /// Its processors were stopped: nothing wants it now.
+    Paused,
+    /// They could not be stopped, and run on.
+    PauseFailed(String),
+    /// They go on.
+    Resumed,
     /// A session's way in is open.
     HopOpened(SessionId, Hop),
     /// A session's way in could not be opened; the VM is being ended.
@@ -57,7 +65,7 @@ pub(super) async fn supervise<B: VmBackend>(
 ) {
     let exit = match start(&*backend, make_spec, &mut commands, &news).await {
         Ok(vm) => {
-            news(VmNews::Ready);
+            news(VmNews::Ready(vm.pid()));
             serve(Arc::new(vm), commands, &news).await
         }
         Err(exit) => exit,
@@ -108,8 +116,12 @@ async fn serve<V: RunningVm>(
     mut commands: mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
 ) -> Exit {
+    let resting = Arc::new(RestingVm::new(vm.clone(), news.clone()));
     let mut slots = Slots::default();
     let mut sessions = JoinSet::new();
+    // Pauses and ends that are under way. They wait for the VM's monitor, and nothing waits for them.
+    let mut errands = JoinSet::new();
+    let mut rest_at = Some(Instant::now() + REST_AFTER);
     // Why the VM has to go, when that is not its own or the manager's doing.
     let mut broken: Option<String> = None;
     let exit = loop {
@@ -117,11 +129,15 @@ async fn serve<V: RunningVm>(
             exit = vm.ended() => break exit,
             command = commands.recv() => match command {
                 Some(VmCommand::Open(session)) => {
+                    rest_at = None;
                     let (slot, release) = slots.take(session);
-                    sessions.spawn(serve_session(vm.clone(), slot, session, release, news.clone()));
+                    sessions.spawn(serve_session(resting.clone(), slot, session, release, news.clone()));
                 }
                 Some(VmCommand::Release(session)) => slots.release(session),
-                Some(VmCommand::PowerDown) => vm.power_down(),
+                Some(VmCommand::PowerDown) => {
+                    rest_at = None;
+                    errands.spawn(power_down(resting.clone()));
+                }
                 Some(VmCommand::Kill) | None => vm.kill(),
             },
             Some(Ok((session, ended))) = sessions.join_next() => {
@@ -134,10 +150,19 @@ async fn serve<V: RunningVm>(
                         vm.kill();
                     }
                 }
+                if sessions.is_empty() {
+                    rest_at = Some(Instant::now() + REST_AFTER);
+                }
             }
+            () = at(rest_at) => {
+                rest_at = None;
+                errands.spawn(rest(resting.clone()));
+            }
+            Some(_) = errands.join_next() => {}
         }
     };
     sessions.shutdown().await;
+    errands.shutdown().await;
     let reason = match (exit, broken) {
         (_, Some(error)) => error,
         (VmExit::Died(cause), None) => cause,
@@ -149,14 +174,33 @@ async fn serve<V: RunningVm>(
     }
 }
 
-async fn serve_session<V: RunningVm>(
-    vm: Arc<V>,
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn rest<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
+    vm.rest().await;
+}
+
+async fn power_down<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
+    vm.power_down().await;
+}
+
+async fn serve_session<V: RunningVm, N: Fn(VmNews)>(
+    vm: Arc<RestingVm<V, N>>,
     slot: u32,
     session: SessionId,
     release: oneshot::Receiver<()>,
     news: impl Fn(VmNews) + Send + Sync,
 ) -> (SessionId, Result<(), String>) {
-    match vm.open_hop(slot).await {
+    let hop = match vm.enter().await {
+        Ok(()) => vm.vm().open_hop(slot).await,
+        Err(error) => Err(error),
+    };
+    match hop {
         Ok(hop) => news(VmNews::HopOpened(session, hop)),
         Err(error) => {
             let error = format!("no session could be opened in the guest: {error:#}");
@@ -170,7 +214,8 @@ async fn serve_session<V: RunningVm>(
         session = session.0,
         slot, "waiting for the guest to close the session"
     );
-    let freed = match tokio::time::timeout(RELEASE_DEADLINE, vm.slot_released(slot)).await {
+    let released = tokio::time::timeout(RELEASE_DEADLINE, vm.vm().slot_released(slot)).await;
+    let freed = match released {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!(
             "the guest did not close session port {slot}: {error:#}"
@@ -182,6 +227,7 @@ async fn serve_session<V: RunningVm>(
             ))
         }
     };
+    vm.leave().await;
     (session, freed)
 }
 

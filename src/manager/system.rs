@@ -7,10 +7,13 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::session::{ManagedSession, watch_session};
 use super::supervisor::{VmCommand, VmNews, supervise};
-use super::ticket::{NewSession, SessionRequest, SessionUpdate};
+use super::ticket::{NewSession, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
+use crate::pool::budget::Shortage;
+use crate::pool::claim::Outputs;
 use crate::pool::policy::Policy;
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
 use crate::vm::VmBackend;
@@ -23,6 +26,8 @@ pub(super) struct ManagedSystem<B> {
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
+    /// Whether memory held a VM back when it was last looked at.
+    is_short: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -31,19 +36,9 @@ pub(super) struct ManagedVm {
     pub(super) console_log: PathBuf,
     pub(super) started: Instant,
     pub(super) ready: Option<Instant>,
+    pub(super) is_paused: bool,
+    pub(super) pid: Option<u32>,
     commands: mpsc::UnboundedSender<VmCommand>,
-}
-
-pub(super) struct ManagedSession {
-    pub(super) request: SessionRequest,
-    updates: mpsc::Sender<SessionUpdate>,
-    pub(super) opened: Instant,
-    pub(super) vm: Option<VmId>,
-    /// Whether it was given a way into the VM: then something may have been done there.
-    has_hop: bool,
-    /// How often its VM ended before that.
-    returns: u32,
-    pub(super) activity: String,
 }
 
 impl<B: VmBackend> ManagedSystem<B> {
@@ -63,6 +58,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             news,
             vms,
             sessions,
+            is_short: false,
         }
     }
 
@@ -86,7 +82,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             request,
             updates,
             activity,
-            ..
+            unfetched,
         } = session;
         info!(
             session = id.0,
@@ -104,14 +100,16 @@ impl<B: VmBackend> ManagedSystem<B> {
         let session = ManagedSession {
             request,
             updates,
+            unfetched,
             opened: now,
             vm: None,
             has_hop: false,
             returns: 0,
             activity: String::new(),
         };
+        let claim = session.claim();
         self.sessions.insert(id, session);
-        self.handle(now, Event::SessionOpened(id));
+        self.handle(now, Event::SessionOpened(id, claim));
     }
 
     fn perform(&mut self, now: Instant, action: Action) {
@@ -162,6 +160,8 @@ impl<B: VmBackend> ManagedSystem<B> {
                 console_log,
                 started: now,
                 ready: None,
+                is_paused: false,
+                pid: None,
                 commands,
             },
         );
@@ -201,14 +201,23 @@ impl<B: VmBackend> ManagedSystem<B> {
                     vm.stage = stage;
                 }
             }
-            VmNews::Ready => {
+            VmNews::Ready(pid) => {
                 if let Some(vm) = self.vms.get_mut(&id) {
                     let boot = now.saturating_duration_since(vm.started);
                     info!(vm = vm.name, boot_ms = boot.as_millis(), "VM ready");
                     vm.ready = Some(now);
+                    vm.pid = pid;
                     vm.stage.clear();
                 }
                 self.handle(now, Event::VmReady(id));
+            }
+            VmNews::Paused => self.set_paused(id, true),
+            VmNews::Resumed => self.set_paused(id, false),
+            VmNews::PauseFailed(error) => {
+                warn!(
+                    vm = self.vm_name(id),
+                    error, "the VM cannot be paused and runs on"
+                );
             }
             VmNews::HopOpened(session, hop) => {
                 // A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
@@ -232,10 +241,20 @@ impl<B: VmBackend> ManagedSystem<B> {
                 );
             }
             VmNews::SlotFree(session) => {
-                self.sessions.remove(&session);
-                self.handle(now, Event::SessionClosed(session));
+                let outputs = self
+                    .sessions
+                    .remove(&session)
+                    .map_or(Outputs::Fetched, |session| session.outputs());
+                self.handle(now, Event::SessionClosed(session, outputs));
             }
             VmNews::Ended(exit) => self.vm_ended(now, id, exit),
+        }
+    }
+
+    fn set_paused(&mut self, id: VmId, is_paused: bool) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            debug!(vm = vm.name, is_paused, "VM");
+            vm.is_paused = is_paused;
         }
     }
 
@@ -274,8 +293,9 @@ impl<B: VmBackend> ManagedSystem<B> {
     fn return_session(&mut self, now: Instant, id: SessionId, mut session: ManagedSession) {
         session.vm = None;
         session.returns += 1;
+        let claim = session.claim();
         self.sessions.insert(id, session);
-        self.handle(now, Event::SessionReturned(id));
+        self.handle(now, Event::SessionReturned(id, claim));
     }
 
     pub(super) fn session_news(&mut self, now: Instant, id: SessionId, news: SessionNews) {
@@ -294,9 +314,24 @@ impl<B: VmBackend> ManagedSystem<B> {
                     self.command(vm, VmCommand::Release(id));
                 } else {
                     self.sessions.remove(&id);
-                    self.handle(now, Event::SessionClosed(id));
+                    self.handle(now, Event::SessionClosed(id, Outputs::Fetched));
                 }
             }
+        }
+    }
+
+    /// Says once when memory begins to hold VMs back, and when it no longer does.
+    fn log_shortage(&mut self, shortage: Option<Shortage>) {
+        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
+        match shortage {
+            Some(shortage) if !was_short => warn!(
+                system = %self.system,
+                available_mib = shortage.available_mib,
+                needed_mib = shortage.needed_mib,
+                "not enough memory for another VM"
+            ),
+            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
+            _ => {}
         }
     }
 
@@ -304,57 +339,22 @@ impl<B: VmBackend> ManagedSystem<B> {
     pub(super) fn tell_waiting(&mut self, now: Instant) {
         let pool = self.pool.status(now);
         let vms = self.vm_views(&pool, now);
-        for (position, id) in pool.queued.iter().enumerate() {
-            let Some(session) = self.sessions.get_mut(id) else {
+        self.log_shortage(pool.shortage);
+        let mut ahead = 0;
+        for queued in &pool.queued {
+            let text = if let Some(home) = queued.home {
+                waiting::for_home(&self.vm_name(home))
+            } else {
+                ahead += 1;
+                waiting::text(&pool, &vms, ahead - 1, self.slots_per_vm)
+            };
+            let Some(session) = self.sessions.get_mut(&queued.session) else {
                 continue;
             };
-            let text = waiting::text(&pool, &vms, position, self.slots_per_vm);
             if session.activity != text {
                 session.activity.clone_from(&text);
                 session.tell(SessionUpdate::Waiting(text));
             }
         }
     }
-}
-
-/// How often a session may lose its VM before it has used it: enough for an accident, too little for a circle.
-const MOST_RETURNS: u32 = 2;
-
-impl ManagedSession {
-    /// Whether nothing was done for it yet and its client is still there.
-    fn can_be_returned(&self) -> bool {
-        !self.has_hop && self.returns < MOST_RETURNS && !self.updates.is_closed()
-    }
-
-    /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.
-    fn tell(&self, update: SessionUpdate) {
-        let is_news_of_waiting = matches!(update, SessionUpdate::Waiting(_));
-        if is_news_of_waiting && self.updates.capacity() <= RESERVED_UPDATES {
-            return;
-        }
-        // A session whose front end has gone is about to be reported as dropped.
-        let _ = self.updates.try_send(update);
-    }
-}
-
-/// Room for `Granted` or `Rejected`, and `VmGone`.
-const RESERVED_UPDATES: usize = 2;
-
-/// Passes on what a session does, and that it ended, until it has.
-async fn watch_session(
-    system: System,
-    id: SessionId,
-    updates: mpsc::Sender<SessionUpdate>,
-    mut activity: mpsc::Receiver<String>,
-    news: mpsc::UnboundedSender<News>,
-) {
-    let tell = |told| {
-        // Without a manager there is nobody to tell.
-        let _ = news.send(News::Session(system, id, told));
-    };
-    while let Some(text) = activity.recv().await {
-        tell(SessionNews::Activity(text));
-    }
-    updates.closed().await;
-    tell(SessionNews::Dropped);
 }

@@ -1,166 +1,30 @@
 //! The manager with fake VMs, in stopped time: hours pass in milliseconds.
 
+mod fake;
+mod memory;
+mod rest;
+mod reuse;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use anyhow::bail;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::status::Status;
 use super::ticket::{SessionRequest, SessionTicket, SessionUpdate};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
-use crate::config::vm::{Accel, Network};
-use crate::image::Image;
-use crate::image::manifest::{ImageFile, ImageKind, Manifest};
 use crate::nix::System;
 use crate::pool::Down;
-use crate::pool::policy::Policy;
+use crate::pool::policy::{Policy, Reuse};
 use crate::pool::status::VmStage;
 use crate::shutdown::Shutdown;
-use crate::vm::{BootProgress, Hop, RunningVm, VmBackend, VmExit, VmSpec};
+use crate::vm::Hop;
+use fake::{FakeBackend, spec};
 
 const SYSTEM: System = System::Riscv64Linux;
 const BOOT: Duration = Duration::from_secs(4);
-
-/// Boots VMs that do nothing, or fails to.
-#[derive(Default)]
-struct FakeBackend {
-    /// Why boots fail, if they do.
-    failure: Mutex<Option<String>>,
-    boots: AtomicUsize,
-    /// How many of the next hops cannot be opened.
-    bad_hops: Arc<AtomicUsize>,
-    vms: Mutex<Vec<watch::Sender<Option<VmExit>>>>,
-}
-
-impl FakeBackend {
-    /// Ends the n-th VM that was started, as if by somebody else's hand.
-    fn break_vm(&self, n: usize) {
-        let died = VmExit::Died("QEMU was killed by signal 9".to_owned());
-        self.vms.lock().unwrap()[n].send_replace(Some(died));
-    }
-}
-
-struct FakeVm {
-    bad_hops: Arc<AtomicUsize>,
-    exit: watch::Sender<Option<VmExit>>,
-    guest_ends: Mutex<Vec<UnixStream>>,
-}
-
-impl VmBackend for FakeBackend {
-    type Vm = FakeVm;
-
-    async fn boot(
-        &self,
-        _: VmSpec,
-        progress: &BootProgress<'_>,
-        abort: CancellationToken,
-    ) -> anyhow::Result<FakeVm> {
-        self.boots.fetch_add(1, Ordering::Relaxed);
-        progress("waiting for the guest agent");
-        tokio::select! {
-            () = tokio::time::sleep(BOOT) => {}
-            () = abort.cancelled() => bail!("aborted"),
-        }
-        if let Some(failure) = self.failure.lock().unwrap().clone() {
-            bail!(failure);
-        }
-        let exit = watch::Sender::new(None);
-        self.vms.lock().unwrap().push(exit.clone());
-        Ok(FakeVm {
-            exit,
-            bad_hops: self.bad_hops.clone(),
-            guest_ends: Mutex::default(),
-        })
-    }
-}
-
-impl RunningVm for FakeVm {
-    async fn open_hop(&self, _slot: u32) -> anyhow::Result<Hop> {
-        if self.bad_hops.load(Ordering::Relaxed) > 0 {
-            self.bad_hops.fetch_sub(1, Ordering::Relaxed);
-            bail!("the agent does not answer");
-        }
-        let (stream, guest) = UnixStream::pair()?;
-        self.guest_ends.lock().unwrap().push(guest);
-        Ok(Hop { stream })
-    }
-
-    async fn slot_released(&self, _slot: u32) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    async fn ended(&self) -> VmExit {
-        let mut exit = self.exit.subscribe();
-        let ended = exit.wait_for(Option::is_some).await.unwrap().clone();
-        ended.unwrap()
-    }
-
-    async fn pause(&self) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    async fn resume(&self) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    fn pid(&self) -> Option<u32> {
-        None
-    }
-
-    fn power_down(&self) {
-        self.exit.send_replace(Some(VmExit::Stopped));
-    }
-
-    fn kill(&self) {
-        self.exit.send_replace(Some(VmExit::Stopped));
-    }
-}
-
-fn spec(name: &str) -> VmSpec {
-    let file = || ImageFile {
-        name: "x".to_owned(),
-        size: 0,
-        sha256: String::new(),
-    };
-    let manifest = Manifest {
-        contract: 1,
-        system: SYSTEM,
-        kind: ImageKind::Portable,
-        recipe: String::new(),
-        nix_version: "2.26.3".to_owned(),
-        kernel_version: "6.12".to_owned(),
-        cmdline: String::new(),
-        kernel: file(),
-        initrd: file(),
-        disk: file(),
-    };
-    VmSpec {
-        name: name.to_owned(),
-        profile: toml::from_str(include_str!("../../vm-configs/riscv64-linux.toml")).unwrap(),
-        accel: Accel::Tcg,
-        qemu: PathBuf::new(),
-        qemu_identity: "10".to_owned(),
-        qemu_img: PathBuf::new(),
-        image: Image {
-            dir: PathBuf::new(),
-            manifest,
-        },
-        slots: 1,
-        network: Network::None,
-        templates: None,
-        private_parent: PathBuf::new(),
-        console_log: PathBuf::new(),
-        boot_timeout: Duration::MAX,
-        stop_grace: Duration::ZERO,
-    }
-}
 
 struct Fixture {
     backend: Arc<FakeBackend>,
@@ -171,19 +35,19 @@ struct Fixture {
 
 impl Fixture {
     fn new(max_vms: u32) -> Self {
+        Self::with(policy(Reuse::Never, max_vms), "/nonexistent".into())
+    }
+
+    fn with(policy: Policy, meminfo: PathBuf) -> Self {
         let backend = Arc::new(FakeBackend::default());
         let factory = VmFactory {
             backend: backend.clone(),
             spec: Arc::new(|_, name| Ok(spec(name))),
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),
         };
-        let policy = Policy {
-            max_vms: NonZeroU32::new(max_vms).unwrap(),
-            ..Policy::default()
-        };
         let (manager, handle) = Manager::new(BTreeMap::from([(SYSTEM, policy)]), &factory);
         let shutdown = Shutdown::default();
-        let running = tokio::spawn(manager.run(shutdown.clone()));
+        let running = tokio::spawn(manager.with_meminfo(meminfo).run(shutdown.clone()));
         Self {
             backend,
             handle,
@@ -193,12 +57,16 @@ impl Fixture {
     }
 
     async fn open(&self) -> SessionTicket {
+        self.open_by(0, false).await
+    }
+
+    async fn open_by(&self, slot: u32, fetches: bool) -> SessionTicket {
         let request = SessionRequest {
             system: SYSTEM,
-            slot: "riscv64-00".to_owned(),
+            slot: format!("riscv64-{slot:02}"),
             client: "test".to_owned(),
             key: "test".to_owned(),
-            fetches: false,
+            fetches,
         };
         self.handle.desk().open(request).await.unwrap()
     }
@@ -215,6 +83,16 @@ impl Fixture {
                 .expect("the manager runs")
                 .clone()
         }
+    }
+}
+
+fn policy(reuse: Reuse, max_vms: u32) -> Policy {
+    let max_vms = NonZeroU32::new(max_vms).unwrap();
+    Policy {
+        reuse,
+        max_vms,
+        up_limit: max_vms,
+        ..Policy::default()
     }
 }
 
@@ -256,7 +134,7 @@ async fn a_session_hears_how_its_vm_starts_and_gets_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pool_grows_with_what_waits_and_shrinks_to_nothing() {
-    let fixture = Fixture::new(2);
+    let fixture = Fixture::with(policy(Reuse::Always, 2), "/nonexistent".into());
     let (mut first, mut second, mut third) = (
         fixture.open().await,
         fixture.open().await,

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::session::ManagedSession;
 use super::status::{SessionView, SystemStatus, VmView};
-use super::system::{ManagedSession, ManagedSystem};
+use super::system::ManagedSystem;
 use crate::pool::SessionId;
 use crate::pool::status::{PoolStatus, VmStatus};
 use crate::vm::VmBackend;
@@ -15,6 +16,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             system: self.system,
             mode: pool.mode,
             max_vms: pool.max_vms,
+            up_limit: pool.up_limit,
+            kept: pool.kept,
+            reuse: pool.reuse,
+            warm: pool.warm,
             vms: self.vm_views(&pool, now),
             sessions: self
                 .sessions
@@ -24,6 +29,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             start_failures: pool.start_failures,
             start_failure: pool.start_failure,
             retry_in_s: pool.retry_in_s,
+            shortage: pool.shortage,
         }
     }
 
@@ -41,6 +47,9 @@ impl<B: VmBackend> ManagedSystem<B> {
                 boot_ms: boot.map(|boot| u64::try_from(boot.as_millis()).unwrap_or(u64::MAX)),
                 idle_s: status.idle_s,
                 sessions: status.sessions.len(),
+                paused: vm.is_paused,
+                pid: vm.pid,
+                memory_mib: None,
                 console_log: vm.console_log.clone(),
             })
         };

@@ -14,7 +14,11 @@ pub(super) fn text(pool: &PoolStatus, vms: &[VmView], position: usize, slots: us
         0 => String::new(),
         n => format!(", {n} ahead"),
     };
-    if let Some(vm) = booting.get(position / slots).or(booting.last()) {
+    let own = booting.get(position / slots);
+    if let (None, Some(shortage)) = (own, pool.shortage) {
+        return format!("{shortage}{ahead}");
+    }
+    if let Some(vm) = own.or(booting.last()) {
         return format!("starting {}: {}{ahead}", vm.name, vm.stage);
     }
     if let (Some(failure), Some(seconds)) = (&pool.start_failure, pool.retry_in_s) {
@@ -35,6 +39,11 @@ pub(super) fn text(pool: &PoolStatus, vms: &[VmView], position: usize, slots: us
     format!("waiting for a VM{ahead}")
 }
 
+/// The text for a session that fetches what a VM has built, and waits for that VM.
+pub(super) fn for_home(vm: &str) -> String {
+    format!("waiting for {vm}, which has what is to be fetched")
+}
+
 /// A time that does not change with every second, so that the text is not sent anew each time.
 fn rough(seconds: u64) -> String {
     match seconds {
@@ -47,17 +56,24 @@ fn rough(seconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::pool::Mode;
+    use crate::pool::budget::Shortage;
+    use crate::pool::policy::Reuse;
 
     fn pool(max_vms: u32) -> PoolStatus {
         PoolStatus {
             mode: Mode::Open,
             max_vms,
+            up_limit: max_vms,
+            kept: 0,
+            reuse: Reuse::Never,
+            warm: 0,
             demand: 0,
             vms: Vec::new(),
             queued: Vec::new(),
             start_failures: 0,
             start_failure: None,
             retry_in_s: None,
+            shortage: None,
         }
     }
 
@@ -70,6 +86,9 @@ mod tests {
             boot_ms: None,
             idle_s: None,
             sessions: 0,
+            paused: false,
+            pid: None,
+            memory_mib: None,
             console_log: "log".into(),
         }
     }
@@ -110,5 +129,21 @@ mod tests {
         pool.retry_in_s = Some(15);
         let expected = "the last start failed: no agent; trying again within a minute";
         assert_eq!(text(&pool, &[], 0, 1), expected);
+    }
+
+    #[test]
+    fn a_session_is_told_that_memory_is_short() {
+        let mut pool = pool(4);
+        pool.shortage = Some(Shortage {
+            available_mib: 812,
+            needed_mib: 1536,
+        });
+        let vms = [vm("riscv64-1", VmStage::Booting)];
+        let text = |position| text(&pool, &vms, position, 1);
+        assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
+        assert_eq!(
+            text(1),
+            "not enough memory for another VM: 812 MiB available, 1536 MiB needed, 1 ahead"
+        );
     }
 }

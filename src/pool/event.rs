@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
+use super::claim::{Claim, Outputs};
 
 /// One session of one pool, numbered in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,11 +46,11 @@ pub enum Down {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A session wants a VM.
-    SessionOpened(SessionId),
+    SessionOpened(SessionId, Claim),
     /// A session ended and its slot is free, or it went while it was waiting.
-    SessionClosed(SessionId),
+    SessionClosed(SessionId, Outputs),
     /// A session lost its VM, which is gone, before it had used it: it waits again, in its old place.
-    SessionReturned(SessionId),
+    SessionReturned(SessionId, Claim),
     /// A VM can serve.
     VmReady(VmId),
     /// A VM is gone.
@@ -83,7 +84,7 @@ pub enum Action {
     },
     /// Shut a VM down.
     PowerDown(VmId),
-    /// End a VM at once.
+    /// End a VM at once: it is a copy that is thrown away, or somebody does not want to wait.
     Kill(VmId),
 }
 

@@ -4,9 +4,13 @@
 //! and says what came of them.
 
 mod backoff;
+pub mod budget;
+pub mod claim;
 mod event;
 mod planner;
 pub mod policy;
+mod queue;
+mod scale;
 pub mod status;
 mod vm;
 
@@ -16,13 +20,15 @@ mod properties;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use backoff::Backoff;
+use budget::Budget;
 pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
 use policy::Policy;
+use queue::Waiting;
 pub use vm::VmId;
 use vm::VmState;
 
@@ -36,10 +42,6 @@ pub enum Mode {
     Draining,
 }
 
-/// A VM keeps the boot timeout itself, and says what it waited for; the pool gives it up only when it does not. Verifying
-/// an image and making an overlay come before.
-const BOOT_MARGIN: Duration = Duration::from_secs(60);
-
 /// Decides; never acts.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -48,8 +50,9 @@ pub struct Pool {
     /// VMs that somebody asked for with `up`.
     floor: u32,
     vms: BTreeMap<VmId, VmState>,
-    queue: VecDeque<SessionId>,
+    queue: VecDeque<Waiting>,
     backoff: Backoff,
+    budget: Budget,
     last_vm: u32,
 }
 
@@ -63,23 +66,53 @@ impl Pool {
             vms: BTreeMap::new(),
             queue: VecDeque::new(),
             backoff: Backoff::default(),
+            budget: Budget::default(),
             last_vm: 0,
         }
     }
 
+    /// Notes how much memory the host has available, in MiB, for what is decided from now on; `None` when that is not known,
+    /// and then it holds nothing back.
+    pub fn set_available_memory(&mut self, available_mib: Option<u64>) {
+        self.budget.set_available(available_mib);
+    }
+
+    /// The memory, in MiB, of VMs that boot and have not taken it yet.
+    pub fn promised_memory_mib(&self) -> u64 {
+        let booting = u64::try_from(planner::booting(&self.vms)).unwrap_or(u64::MAX);
+        booting.saturating_mul(self.policy.memory_estimate_mib)
+    }
+
     /// Takes an event and says what to do. Events about sessions and VMs that are gone are nothing new.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        self.end_leases(|_, until| until <= now);
         let mut actions = match event {
-            Event::SessionOpened(session) => self.session_opened(session),
-            Event::SessionClosed(session) => self.session_closed(now, session),
-            Event::SessionReturned(session) => self.session_returned(session),
-            Event::VmReady(vm) => self.vm_ready(now, vm),
+            Event::SessionOpened(session, claim) => self.session_opened(session, claim),
+            Event::SessionClosed(session, outputs) => {
+                self.session_closed(now, session, outputs);
+                Vec::new()
+            }
+            Event::SessionReturned(session, claim) => {
+                self.session_returned(session, claim);
+                Vec::new()
+            }
+            Event::VmReady(vm) => {
+                self.vm_ready(now, vm);
+                Vec::new()
+            }
             Event::VmExited(vm, exit) => self.vm_exited(now, vm, exit),
-            Event::Up(count) => self.up(count),
+            Event::Up(count) => {
+                self.up(count);
+                Vec::new()
+            }
             Event::Down(how) => self.down(how),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
+        if self.mode == Mode::Draining {
+            actions.extend(self.reject_waiting(&Rejection::Down));
+        }
         actions.extend(self.assign_waiting());
+        actions.extend(self.kill_spent());
         actions.extend(self.scale(now));
         actions
     }
@@ -92,7 +125,9 @@ impl Pool {
         });
         boots
             .chain(self.idle_deadline())
+            .chain(self.lease_deadline())
             .chain(self.retry_deadline())
+            .chain(self.budget.recheck_at())
             .min()
     }
 
@@ -101,55 +136,13 @@ impl Pool {
         self.mode == Mode::Draining && self.vms.is_empty()
     }
 
-    fn session_opened(&mut self, session: SessionId) -> Vec<Action> {
-        let waiting = self.queue.len();
-        let reason = match self.mode {
-            Mode::Draining => Rejection::Down,
-            Mode::Open if waiting >= self.policy.max_queued => Rejection::QueueFull { waiting },
-            Mode::Open => {
-                self.queue.push_back(session);
-                return Vec::new();
-            }
-        };
-        vec![Action::Reject { session, reason }]
-    }
-
-    fn session_closed(&mut self, now: Instant, session: SessionId) -> Vec<Action> {
-        self.queue.retain(|waiting| *waiting != session);
-        for vm in self.vms.values_mut() {
-            if let VmState::Ready {
-                sessions,
-                idle_since,
-            } = vm
-                && sessions.remove(&session)
-            {
-                *idle_since = now;
-            }
-        }
-        Vec::new()
-    }
-
-    fn session_returned(&mut self, session: SessionId) -> Vec<Action> {
-        if self.mode == Mode::Draining {
-            return vec![Action::Reject {
-                session,
-                reason: Rejection::Down,
-            }];
-        }
-        // Numbers are given in the order of arrival.
-        let place = self.queue.partition_point(|waiting| *waiting < session);
-        self.queue.insert(place, session);
-        Vec::new()
-    }
-
-    fn vm_ready(&mut self, now: Instant, vm: VmId) -> Vec<Action> {
+    fn vm_ready(&mut self, now: Instant, vm: VmId) {
         if let Some(state) = self.vms.get_mut(&vm)
-            && matches!(state, VmState::Booting { .. })
+            && state.is_booting()
         {
             *state = VmState::ready(now);
             self.backoff.succeeded();
         }
-        Vec::new()
     }
 
     fn vm_exited(&mut self, now: Instant, vm: VmId, exit: Exit) -> Vec<Action> {
@@ -158,7 +151,7 @@ impl Pool {
         };
         // A VM that was told to stop has nothing to say about the next start, nor has one that died at work: that may
         // be the work's doing, and its client has been told.
-        let counts = matches!(state, VmState::Booting { .. }) || state.idle_since().is_some();
+        let counts = state.is_booting() || state.idle_since().is_some();
         match exit {
             Exit::Failed { reason, retry } if counts => self.start_failed(now, reason, retry),
             _ => Vec::new(),
@@ -173,30 +166,21 @@ impl Pool {
         self.reject_waiting(&Rejection::StartFailed { reason })
     }
 
-    fn reject_waiting(&mut self, reason: &Rejection) -> Vec<Action> {
-        let reject = |session| Action::Reject {
-            session,
-            reason: reason.clone(),
-        };
-        self.queue.drain(..).map(reject).collect()
-    }
-
-    fn up(&mut self, count: u32) -> Vec<Action> {
+    fn up(&mut self, count: u32) {
         self.mode = Mode::Open;
         // Nobody's wish takes away what another one asked for; `down` does.
-        self.floor = self.floor.max(count).min(self.policy.max_vms.get());
+        self.floor = self.floor.max(count).min(self.policy.up_limit.get());
         // Somebody asks for it now, perhaps after a repair: the next start need not wait.
         self.backoff.succeeded();
-        Vec::new()
     }
 
     fn down(&mut self, how: Down) -> Vec<Action> {
         self.mode = Mode::Draining;
         self.floor = 0;
-        let mut actions = self.reject_waiting(&Rejection::Down);
+        let mut actions = Vec::new();
         for (id, vm) in &mut self.vms {
-            // Under `Drain`, `scale` powers a ready VM down as soon as it is idle.
-            if how == Down::Now || matches!(vm, VmState::Booting { .. }) {
+            // Under `Drain`, a ready VM goes as soon as nobody uses it and nothing is to be fetched from it.
+            if how == Down::Now || vm.is_booting() {
                 actions.push(Action::Kill(*id));
                 *vm = VmState::Stopping;
             }
@@ -207,110 +191,31 @@ impl Pool {
     fn give_up_late_boots(&mut self, now: Instant) -> Vec<Action> {
         let is_late =
             |vm: &VmState| matches!(vm, VmState::Booting { deadline } if *deadline <= now);
-        let late: Vec<VmId> = self
-            .vms
-            .iter()
-            .filter(|(_, vm)| is_late(vm))
-            .map(|(id, _)| *id)
-            .collect();
+        let limit = scale::longest_start(&self.policy).as_secs();
         let mut actions = Vec::new();
-        for id in late {
+        for id in self.vms_that(is_late) {
             self.vms.insert(id, VmState::Stopping);
             actions.push(Action::Kill(id));
-            let reason = format!(
-                "a VM was not ready after {} s",
-                self.policy.boot_timeout.as_secs()
-            );
+            let reason = format!("a VM was not ready after {limit} s");
             actions.extend(self.start_failed(now, reason, Retry::Later));
         }
         actions
     }
 
-    fn assign_waiting(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while let Some(vm) = planner::pick(&self.vms, &self.policy) {
-            let Some(session) = self.queue.pop_front() else {
-                break;
-            };
-            if let Some(VmState::Ready { sessions, .. }) = self.vms.get_mut(&vm) {
-                sessions.insert(session);
-            }
-            actions.push(Action::Assign { session, vm });
+    /// Ends VMs that may not be used again. They are throw-away copies: nothing in them is worth a shutdown.
+    fn kill_spent(&mut self) -> Vec<Action> {
+        let policy = &self.policy;
+        let is_spent = |vm: &VmState| vm.as_ready().is_some_and(|vm| vm.is_spent(policy));
+        let spent = self.vms_that(is_spent);
+        for id in &spent {
+            self.vms.insert(*id, VmState::Stopping);
         }
-        actions
+        spent.into_iter().map(Action::Kill).collect()
     }
 
-    /// Starts what is missing, or else stops what is idle too long.
-    fn scale(&mut self, now: Instant) -> Vec<Action> {
-        let boots = self.boot_missing(now);
-        if boots.is_empty() {
-            self.stop_idle(now)
-        } else {
-            boots
-        }
-    }
-
-    fn boot_missing(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while self.may_boot() && self.backoff.retry_at().is_none_or(|at| at <= now) {
-            self.last_vm += 1;
-            let id = VmId(self.last_vm);
-            let deadline = now + self.policy.boot_timeout + BOOT_MARGIN;
-            self.vms.insert(id, VmState::Booting { deadline });
-            actions.push(Action::Boot(id));
-        }
-        actions
-    }
-
-    /// Whether a further VM is wanted and there is room for it; the back-off apart.
-    fn may_boot(&self) -> bool {
-        let live = self.vms.len();
-        let one_at_a_time = self.backoff.failures() > 0;
-        let booting = self
-            .vms
-            .values()
-            .any(|vm| matches!(vm, VmState::Booting { .. }));
-        self.mode == Mode::Open
-            && planner::supply(&self.vms) < self.want()
-            && live < self.policy.max_vms.get() as usize
-            && !(one_at_a_time && booting)
-    }
-
-    fn stop_idle(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while self.idle_deadline().is_some_and(|at| at <= now) {
-            let Some((_, id)) = planner::first_to_go(&self.vms) else {
-                break;
-            };
-            self.vms.insert(id, VmState::Stopping);
-            actions.push(Action::PowerDown(id));
-        }
-        actions
-    }
-
-    fn idle_deadline(&self) -> Option<Instant> {
-        let (idle_since, _) = planner::first_to_go(&self.vms)?;
-        let patience = match self.mode {
-            Mode::Draining => Duration::ZERO,
-            Mode::Open if planner::supply(&self.vms) > self.want() => self.policy.idle_timeout,
-            Mode::Open => return None,
-        };
-        Some(idle_since + patience)
-    }
-
-    fn retry_deadline(&self) -> Option<Instant> {
-        if self.may_boot() {
-            self.backoff.retry_at()
-        } else {
-            None
-        }
-    }
-
-    fn want(&self) -> u32 {
-        match self.mode {
-            Mode::Open => planner::want(self.demand(), self.floor, &self.policy),
-            Mode::Draining => 0,
-        }
+    fn vms_that(&self, is_meant: impl Fn(&VmState) -> bool) -> Vec<VmId> {
+        let meant = self.vms.iter().filter(|(_, vm)| is_meant(vm));
+        meant.map(|(id, _)| *id).collect()
     }
 
     /// Sessions that have a VM or wait for one.

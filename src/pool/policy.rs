@@ -3,6 +3,35 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+/// VMs that `up` may ask for where no maximum is configured: as many as a system has slots.
+pub const UP_LIMIT: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
+
+/// Which sessions a VM takes after its first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reuse {
+    /// None: a VM has one build in its life, and nothing of it reaches the next one.
+    #[default]
+    Never,
+    /// Those of the same client.
+    Client,
+    /// Everybody's.
+    Always,
+}
+
+impl Reuse {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::Client => "client",
+            Self::Always => "always",
+        }
+    }
+}
+
 /// What a pool may do; checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -10,8 +39,20 @@ pub struct Policy {
     pub min_vms: u32,
     /// VMs that there are at the most, those that are stopping included.
     pub max_vms: NonZeroU32,
+    /// VMs that `up` may ask for, beyond `max_vms` where that is only a default.
+    pub up_limit: NonZeroU32,
     /// Sessions that one VM serves at a time.
     pub slots_per_vm: NonZeroU32,
+    /// Which sessions a VM takes after its first one.
+    pub reuse: Reuse,
+    /// VMs that nobody has used yet, kept beside those that are wanted, so that a session waits for nothing.
+    pub warm: u32,
+    /// How long a VM is kept for outputs that are still to be fetched from it.
+    pub lease: Duration,
+    /// What a VM takes of the host's memory, in MiB.
+    pub memory_estimate_mib: u64,
+    /// What of the host's available memory no start may touch, in MiB.
+    pub memory_floor_mib: u64,
     /// How long a VM without a session is kept.
     pub idle_timeout: Duration,
     /// How long a VM may take to get ready before it is given up.
@@ -32,8 +73,17 @@ impl Default for Policy {
             min_vms: 0,
             // Overridden from the machine's size unless configured; see `config`.
             max_vms: NonZeroU32::MIN,
+            up_limit: UP_LIMIT,
             // One build per VM: Nix's own parallelism is what the vCPUs are for.
             slots_per_vm: NonZeroU32::MIN,
+            reuse: Reuse::Never,
+            warm: 0,
+            // A client that fetches each output by a session of its own opens the next one within milliseconds; this is
+            // for one whose machine is overloaded.
+            lease: Duration::from_secs(10),
+            // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
+            memory_estimate_mib: 512,
+            memory_floor_mib: 1024,
             // Buildkite's, ARC's and cluster-autoscaler's figure: starting costs seconds, idling costs memory only.
             idle_timeout: Duration::from_secs(10 * 60),
             // An emulated boot takes 4 s on a quiet machine and was seen to take 40 s on one that is overloaded.

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::Shortage;
+use super::policy::Reuse;
 use super::vm::VmState;
-use super::{Mode, Pool, SessionId, VmId};
+use super::{Mode, Pool, SessionId, VmId, planner};
 
 /// A pool at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,20 +15,40 @@ use super::{Mode, Pool, SessionId, VmId};
 pub struct PoolStatus {
     /// Whether it serves.
     pub mode: Mode,
-    /// VMs at the most.
+    /// VMs at the most, as things are.
     pub max_vms: u32,
+    /// VMs that `up` may ask for.
+    pub up_limit: u32,
+    /// VMs that are kept even when nothing waits.
+    pub kept: u32,
+    /// Which sessions a VM takes after its first one.
+    pub reuse: Reuse,
+    /// VMs that nobody has used yet, kept beside those that are wanted.
+    pub warm: u32,
     /// Sessions that have a VM or wait for one.
     pub demand: usize,
     /// The VMs, oldest first.
     pub vms: Vec<VmStatus>,
     /// Sessions that wait, first come first.
-    pub queued: Vec<SessionId>,
+    pub queued: Vec<QueuedStatus>,
     /// Failed starts since the last good one.
     pub start_failures: u32,
     /// Why the last start failed, if it did.
     pub start_failure: Option<String>,
     /// How long until another start is tried, if one is being held back, in whole seconds.
     pub retry_in_s: Option<u64>,
+    /// What the host's memory lacks for another VM, while that holds one back.
+    pub shortage: Option<Shortage>,
+}
+
+/// A session that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueuedStatus {
+    /// Which one.
+    pub session: SessionId,
+    /// The VM that has what it comes to fetch; none for a session that any VM may serve.
+    pub home: Option<VmId>,
 }
 
 /// A VM at one moment.
@@ -51,6 +73,8 @@ pub enum VmStage {
     Booting,
     /// It serves, or could.
     Ready,
+    /// It only waits for outputs to be fetched from it.
+    Leased,
     /// It serves to the end of its sessions and then stops.
     Draining,
     /// It was told to stop.
@@ -63,25 +87,38 @@ impl Pool {
         let until = |at: Instant| at.saturating_duration_since(now);
         PoolStatus {
             mode: self.mode,
-            max_vms: self.policy.max_vms.get(),
+            max_vms: self.limit(),
+            up_limit: self.policy.up_limit.get(),
+            kept: self.kept(),
+            reuse: self.policy.reuse,
+            warm: self.policy.warm,
             demand: self.demand(),
             vms: self
                 .vms
                 .iter()
                 .map(|(id, vm)| self.vm_status(*id, vm, now))
                 .collect(),
-            queued: self.queue.iter().copied().collect(),
+            queued: self
+                .queue
+                .iter()
+                .map(|waiting| QueuedStatus {
+                    session: waiting.session,
+                    home: planner::home(&self.vms, waiting),
+                })
+                .collect(),
             start_failures: self.backoff.failures(),
             start_failure: self.backoff.reason().map(str::to_owned),
             retry_in_s: self.retry_deadline().map(|at| whole_seconds(until(at))),
+            shortage: self.budget.shortage(),
         }
     }
 
     fn vm_status(&self, id: VmId, vm: &VmState, now: Instant) -> VmStatus {
         let state = match (vm, self.mode) {
             (VmState::Booting { .. }, _) => VmStage::Booting,
-            (VmState::Ready { .. }, Mode::Open) => VmStage::Ready,
-            (VmState::Ready { .. }, Mode::Draining) => VmStage::Draining,
+            (VmState::Ready(vm), _) if vm.is_leased() => VmStage::Leased,
+            (VmState::Ready(_), Mode::Open) => VmStage::Ready,
+            (VmState::Ready(_), Mode::Draining) => VmStage::Draining,
             (VmState::Stopping, _) => VmStage::Stopping,
         };
         let idle = vm

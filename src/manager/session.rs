@@ -1,0 +1,93 @@
+//! A session as the manager keeps it: what it wants, what it is told, what it left behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::ticket::{SessionRequest, SessionUpdate};
+use super::{News, SessionNews};
+use crate::nix::System;
+use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
+use crate::pool::{SessionId, VmId};
+
+/// One session, from its coming to its end.
+pub(super) struct ManagedSession {
+    pub(super) request: SessionRequest,
+    pub(super) updates: mpsc::Sender<SessionUpdate>,
+    pub(super) unfetched: Arc<AtomicBool>,
+    pub(super) opened: Instant,
+    pub(super) vm: Option<VmId>,
+    /// Whether it was given a way into the VM: then something may have been done there.
+    pub(super) has_hop: bool,
+    /// How often its VM ended before that.
+    pub(super) returns: u32,
+    pub(super) activity: String,
+}
+
+/// How often a session may lose its VM before it has used it: enough for an accident, too little for a circle.
+const MOST_RETURNS: u32 = 2;
+
+impl ManagedSession {
+    pub(super) fn claim(&self) -> Claim {
+        let request = &self.request;
+        Claim {
+            seat: Seat {
+                client: request.key.clone(),
+                slot: request.slot.clone(),
+            },
+            purpose: if request.fetches {
+                Purpose::Fetch
+            } else {
+                Purpose::Build
+            },
+        }
+    }
+
+    /// What became of what it has built, as it said last.
+    pub(super) fn outputs(&self) -> Outputs {
+        if self.unfetched.load(Ordering::Acquire) {
+            Outputs::Unfetched
+        } else {
+            Outputs::Fetched
+        }
+    }
+
+    /// Whether nothing was done for it yet and its client is still there.
+    pub(super) fn can_be_returned(&self) -> bool {
+        !self.has_hop && self.returns < MOST_RETURNS && !self.updates.is_closed()
+    }
+
+    /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.
+    pub(super) fn tell(&self, update: SessionUpdate) {
+        let is_news_of_waiting = matches!(update, SessionUpdate::Waiting(_));
+        if is_news_of_waiting && self.updates.capacity() <= RESERVED_UPDATES {
+            return;
+        }
+        // A session whose front end has gone is about to be reported as dropped.
+        let _ = self.updates.try_send(update);
+    }
+}
+
+/// Room for `Granted` or `Rejected`, and `VmGone`.
+const RESERVED_UPDATES: usize = 2;
+
+/// Passes on what a session does, and that it ended, until it has.
+pub(super) async fn watch_session(
+    system: System,
+    id: SessionId,
+    updates: mpsc::Sender<SessionUpdate>,
+    mut activity: mpsc::Receiver<String>,
+    news: mpsc::UnboundedSender<News>,
+) {
+    let tell = |told| {
+        // Without a manager there is nobody to tell.
+        let _ = news.send(News::Session(system, id, told));
+    };
+    while let Some(text) = activity.recv().await {
+        tell(SessionNews::Activity(text));
+    }
+    updates.closed().await;
+    tell(SessionNews::Dropped);
+}

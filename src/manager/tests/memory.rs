@@ -1,0 +1,48 @@
+//! The host's memory as the manager reads it.
+
+use super::*;
+
+fn meminfo(dir: &tempfile::TempDir, available_mib: u64) -> PathBuf {
+    let file = dir.path().join("meminfo");
+    let kib = available_mib * 1024;
+    std::fs::write(&file, format!("MemTotal: 1 kB\nMemAvailable: {kib} kB\n")).unwrap();
+    file
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_waits_for_memory_and_is_told_so_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::with(policy(Reuse::Never, 2), meminfo(&dir, 812));
+    let mut ticket = fixture.open().await;
+    match ticket.next().await.unwrap() {
+        SessionUpdate::Waiting(text) => {
+            let expected = "not enough memory for another VM: 812 MiB available, 1536 MiB needed";
+            assert_eq!(text, expected);
+        }
+        other => panic!("{other:?}"),
+    }
+    meminfo(&dir, 820);
+    let minute = Duration::from_secs(60);
+    let told = tokio::time::timeout(minute, ticket.next()).await;
+    assert!(told.is_err(), "told again: {told:?}");
+    assert_eq!(fixture.backend.boots.load(Ordering::Relaxed), 0);
+    meminfo(&dir, 1536);
+    assert_eq!(granted(&mut ticket).await.0, "riscv64-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn up_brings_what_there_is_memory_for_and_shows_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::with(policy(Reuse::Never, 8), meminfo(&dir, 2047));
+    fixture.handle.up(SYSTEM, 8).await.unwrap();
+    let status = fixture
+        .until(|status| status.systems[0].shortage.is_some())
+        .await;
+    let system = &status.systems[0];
+    assert_eq!((system.vms.len(), system.kept), (1, 8));
+    meminfo(&dir, 100_000);
+    let status = fixture
+        .until(|status| status.systems[0].vms.len() == 8)
+        .await;
+    assert_eq!(status.systems[0].shortage, None);
+}
