@@ -311,6 +311,8 @@ impl<B: VmBackend> ManagedSystem<B> {
                 info!(session = id.0, "session closed");
                 if let Some(vm) = session.vm {
                     "ending".clone_into(&mut session.activity);
+                    let outputs = session.outputs();
+                    self.handle(now, Event::SessionLeft(id, outputs));
                     self.command(vm, VmCommand::Release(id));
                 } else {
                     self.sessions.remove(&id);

@@ -47,6 +47,9 @@ pub enum Down {
 pub enum Event {
     /// A session wants a VM.
     SessionOpened(SessionId, Claim),
+    /// A session's client has gone, and its slot is not free yet. Said before [`Event::SessionClosed`], where there is time
+    /// between the two.
+    SessionLeft(SessionId, Outputs),
     /// A session ended and its slot is free, or it went while it was waiting.
     SessionClosed(SessionId, Outputs),
     /// A session lost its VM, which is gone, before it had used it: it waits again, in its old place.

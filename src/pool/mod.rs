@@ -88,6 +88,10 @@ impl Pool {
         self.end_leases(|_, until| until <= now);
         let mut actions = match event {
             Event::SessionOpened(session, claim) => self.session_opened(session, claim),
+            Event::SessionLeft(session, outputs) => {
+                self.session_left(now, session, outputs);
+                Vec::new()
+            }
             Event::SessionClosed(session, outputs) => {
                 self.session_closed(now, session, outputs);
                 Vec::new()

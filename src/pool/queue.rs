@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::policy::Reuse;
 use super::vm::VmState;
 use super::{Action, Mode, Pool, Rejection, SessionId, planner};
 
@@ -27,6 +28,20 @@ impl Pool {
         }
         self.queue.push_back(Waiting { session, claim });
         Vec::new()
+    }
+
+    /// Where nothing is kept for the session's seat, its VM's work is done. Only one that is used again has to wait until the
+    /// guest has closed the slot.
+    pub(super) fn session_left(&mut self, now: Instant, session: SessionId, outputs: Outputs) {
+        if self.policy.reuse != Reuse::Never {
+            return;
+        }
+        let claims = self.vms.values().filter_map(VmState::as_ready);
+        let claim = claims.filter_map(|vm| vm.sessions.get(&session)).next();
+        let seat = claim.map(|claim| claim.seat.clone());
+        if seat.is_some_and(|seat| !self.is_kept_for(&seat, session, outputs)) {
+            self.session_closed(now, session, outputs);
+        }
     }
 
     pub(super) fn session_closed(&mut self, now: Instant, session: SessionId, outputs: Outputs) {

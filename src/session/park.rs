@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
 use crate::manager::ticket::{SessionTicket, SessionUpdate};
@@ -12,6 +12,12 @@ use crate::vm::Hop;
 
 /// How often the person who waits sees that the wait is still on, when nothing changes.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+
+/// A shorter wait is not worth a line: most clones are there before.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A start has many stages and a queue moves often, and a person reads one line at a time.
+const BETWEEN_LINES: Duration = Duration::from_secs(2);
 
 /// What the manager no longer answers means for a session.
 pub(super) const MANAGER_GONE: &str =
@@ -28,7 +34,7 @@ pub(super) enum Parked {
 enum News {
     Update(Option<SessionUpdate>),
     Left,
-    StillWaiting,
+    LineIsDue,
 }
 
 /// Waits until the session has a VM, is refused one, or the client leaves.
@@ -41,31 +47,18 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let since = Instant::now();
-    let mut signs = signs_of_life(since);
-    let mut told = false;
-    let mut reason = format!("waiting for a {system} VM");
+    let mut wait = Wait::new(format!("waiting for a {system} VM"));
     loop {
         let news = tokio::select! {
             update = ticket.next() => News::Update(update),
             () = client.left() => News::Left,
-            _ = signs.tick() => News::StillWaiting,
+            () = sleep_until(wait.next_line) => News::LineIsDue,
         };
         match news {
-            News::Update(Some(SessionUpdate::Waiting(text))) if text == reason && told => {}
-            News::Update(Some(SessionUpdate::Waiting(text))) => {
-                client.say(&format!("xpool: {text}")).await;
-                reason = text;
-                told = true;
-                signs.reset();
-            }
-            News::StillWaiting => {
-                let waited_s = since.elapsed().as_secs();
-                client.say(&format!("xpool: {reason} ({waited_s} s)")).await;
-                told = true;
-            }
+            News::Update(Some(SessionUpdate::Waiting(text))) => wait.is_for(text),
+            News::LineIsDue => client.say(&wait.line()).await,
             News::Update(Some(SessionUpdate::Granted { vm, hop })) => {
-                if told {
+                if wait.said.is_some() {
                     client.say(&format!("xpool: {vm} is ready")).await;
                 }
                 return Parked::Granted { vm, hop };
@@ -82,14 +75,56 @@ where
     }
 }
 
+/// What the person who waits is told, and when.
+struct Wait {
+    since: Instant,
+    /// What it waits for now.
+    reason: String,
+    /// What was said last, if anything.
+    said: Option<String>,
+    last_line: Instant,
+    next_line: Instant,
+}
+
+impl Wait {
+    fn new(reason: String) -> Self {
+        let since = Instant::now();
+        Self {
+            since,
+            reason,
+            said: None,
+            last_line: since,
+            next_line: since + SILENCE,
+        }
+    }
+
+    /// Takes note of what it waits for. Where something was said before, the news is said soon.
+    fn is_for(&mut self, reason: String) {
+        self.reason = reason;
+        if self.said.as_ref().is_some_and(|said| *said != self.reason) {
+            self.next_line = self.next_line.min(self.last_line + BETWEEN_LINES);
+        }
+    }
+
+    /// The line that is due.
+    fn line(&mut self) -> String {
+        let now = Instant::now();
+        let waited_s = now.duration_since(self.since).as_secs();
+        let is_news = self.said.as_ref() != Some(&self.reason);
+        self.said = Some(self.reason.clone());
+        self.last_line = now;
+        self.next_line = now + SIGN_OF_LIFE;
+        let reason = &self.reason;
+        if is_news {
+            format!("xpool: {reason}")
+        } else {
+            format!("xpool: {reason} ({waited_s} s)")
+        }
+    }
+}
+
 /// The text for a session whose VM ended before anything was done in it.
 pub(super) fn died_before_use(vm: &str, cause: &str, log: &std::path::Path) -> String {
     let log = log.display();
     format!("xpool: {vm} ended before the build began: {cause}; its console is in {log}")
-}
-
-fn signs_of_life(since: Instant) -> Interval {
-    let mut signs = interval_at(since + SIGN_OF_LIFE, SIGN_OF_LIFE);
-    signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    signs
 }

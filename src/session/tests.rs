@@ -217,9 +217,9 @@ async fn a_session_that_waits_says_what_for_and_that_it_lives() {
     session.updates.send(waiting()).await.unwrap();
     rig.expect(&stderr::line("xpool: starting riscv64-1, 2 ahead"))
         .await;
-    rig.expect(&stderr::line("xpool: starting riscv64-1, 2 ahead (15 s)"))
+    rig.expect(&stderr::line("xpool: starting riscv64-1, 2 ahead (16 s)"))
         .await;
-    rig.expect(&stderr::line("xpool: starting riscv64-1, 2 ahead (30 s)"))
+    rig.expect(&stderr::line("xpool: starting riscv64-1, 2 ahead (31 s)"))
         .await;
     assert_eq!(rig.leave().await, Outcome::LeftWaiting);
     session.updates.closed().await;

@@ -31,7 +31,7 @@ impl Requirement {
             Self::StateIsRestored => "restoring the guest",
             Self::AgentAnswers => "waiting for the guest agent",
             Self::ClockIsSet => "setting the guest's clock",
-            Self::IsThawed => "giving the guest a name and randomness of its own",
+            Self::IsThawed => "thawing the guest",
             Self::DaemonAnswers => "waiting for the nix-daemon",
         }
     }

@@ -11,10 +11,7 @@ async fn a_vm_that_has_done_its_build_is_killed() {
     fixture
         .until(|status| status.systems[0].vms.is_empty())
         .await;
-    assert_eq!(
-        fixture.backend.calls(0),
-        ["open hop", "slot released", "kill"]
-    );
+    assert_eq!(fixture.backend.calls(0), ["open hop", "kill"]);
 }
 
 #[tokio::test(start_paused = true)]

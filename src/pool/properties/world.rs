@@ -136,6 +136,7 @@ impl World {
         }
         self.waiting.retain(|waiting| *waiting != session);
         self.running.remove(&session);
+        self.send(Event::SessionLeft(session, outputs));
         self.send(Event::SessionClosed(session, outputs));
     }
 

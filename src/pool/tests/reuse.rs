@@ -29,6 +29,28 @@ fn never_a_vm_that_has_had_a_session_is_killed_at_its_end() {
 }
 
 #[test]
+fn never_a_vm_does_not_outlive_its_client_until_its_slot_is_closed() {
+    let left = |outputs| Event::SessionLeft(SessionId(1), outputs);
+    let (mut pool, now) = pool_with(policy(Reuse::Never, 2));
+    pool.handle(now, open(1));
+    pool.handle(now, ready(1));
+    assert_eq!(pool.handle(now, left(Outputs::Unfetched)), []);
+    assert_eq!(pool.handle(now, left(Outputs::Fetched)), [kill(1)]);
+    assert_eq!(pool.handle(now, close(1)), []);
+    assert_eq!(pool.handle(now, gone(1)), []);
+}
+
+#[test]
+fn always_a_slot_is_free_when_it_is_closed_and_not_before() {
+    let (mut pool, now) = pool_with(policy(Reuse::Always, 1));
+    pool.handle(now, open(1));
+    pool.handle(now, ready(1));
+    pool.handle(now, Event::SessionLeft(SessionId(1), Outputs::Fetched));
+    assert_eq!(pool.handle(now, open(2)), []);
+    assert_eq!(pool.handle(now, close(1)), [assign(2, 1)]);
+}
+
+#[test]
 fn never_the_next_session_gets_a_vm_of_its_own() {
     let (mut pool, now) = pool_with(policy(Reuse::Never, 1));
     pool.handle(now, open(1));
