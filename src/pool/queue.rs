@@ -36,8 +36,8 @@ impl Pool {
         if self.policy.reuse != Reuse::Never {
             return;
         }
-        let claims = self.vms.values().filter_map(VmState::as_ready);
-        let claim = claims.filter_map(|vm| vm.sessions.get(&session)).next();
+        let mut claims = self.vms.values().filter_map(VmState::as_ready);
+        let claim = claims.find_map(|vm| vm.sessions.get(&session));
         let seat = claim.map(|claim| claim.seat.clone());
         if seat.is_some_and(|seat| !self.is_kept_for(&seat, session, outputs)) {
             self.session_closed(now, session, outputs);

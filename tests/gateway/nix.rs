@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::atomic::Ordering;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use xpool::gateway::Limits;
@@ -136,23 +136,21 @@ async fn nix_builds_through_the_gateway_and_shows_the_wait() {
     let Some(mut nix) = NixRig::start().await else {
         return;
     };
-    let build = nix
+    let mut build = nix
         .build("echo from the builder >&2; echo built > $out")
         .spawn()
         .unwrap();
     let session = nix.rig.session().await;
     let waiting = SessionUpdate::Waiting("starting riscv64-1".to_owned());
     session.updates.send(waiting).await.unwrap();
+    let mut said = BufReader::new(build.stderr.take().unwrap()).lines();
+    while within(said.next_line()).await.unwrap().unwrap() != "xpool: starting riscv64-1" {}
     let _daemon = nix.daemon(grant(&session).await);
-    let output = within(build.wait_with_output()).await.unwrap();
-    let said = text(&output);
-    for expected in [
-        "xpool: starting riscv64-1\n",
-        "xpool: riscv64-1 is ready\n",
-        "from the builder\n",
-    ] {
-        assert!(said.contains(expected), "{said}");
+    for expected in ["xpool: riscv64-1 is ready", "from the builder"] {
+        while within(said.next_line()).await.unwrap().unwrap() != expected {}
     }
+    let output = within(build.wait_with_output()).await.unwrap();
+    assert!(output.status.success());
     let path = String::from_utf8(output.stdout).unwrap();
     let path = Path::new(path.trim_end()).strip_prefix("/").unwrap();
     let content = std::fs::read_to_string(nix.root.join("client").join(path)).unwrap();
