@@ -215,6 +215,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
             templates: pool.template.then(|| paths.templates()),
+            pauses: pool.pause,
             private_parent: paths.vms(),
             console_log: paths.console_log(name),
             boot_timeout: pool.policy.boot_timeout,

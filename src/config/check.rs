@@ -87,6 +87,7 @@ pub(super) fn pool(
         policy,
         profile,
         template: raw.template.unwrap_or(true),
+        pause: raw.pause.unwrap_or(true),
         network: raw.network.unwrap_or_default(),
         build_machines,
         // A clean shutdown of an emulated guest takes about two seconds on a quiet machine.

@@ -43,6 +43,8 @@ pub struct SystemConfig {
     pub profile: VmProfile,
     /// Whether its VMs start as copies of one that has booted.
     pub template: bool,
+    /// Whether a VM is paused while nobody uses it.
+    pub pause: bool,
     /// Whether its guests have a network device.
     pub network: Network,
     /// How many build machines, of one slot each, Nix is told of.

@@ -150,14 +150,14 @@ fn a_pool_without_values_uses_no_vm_twice_and_keeps_none_warm() {
         (policy.memory_estimate_mib, policy.memory_floor_mib),
         (512, 1024)
     );
-    assert!(riscv64.template);
+    assert!(riscv64.template && riscv64.pause);
 }
 
 #[test]
 fn what_a_vm_may_be_used_for_and_what_it_takes_can_be_configured() {
     let config = parse(
         "[pool]\nreuse = \"client\"\nwarm = 2\nlease = \"30s\"\nmemory-estimate-mib = 300\nmemory-floor-mib = 0\n\
-         [systems.riscv64-linux]\nreuse = \"always\"\ntemplate = false\nslots-per-vm = 4\n",
+         [systems.riscv64-linux]\nreuse = \"always\"\ntemplate = false\npause = false\nslots-per-vm = 4\n",
     )
     .unwrap();
     let (riscv64, aarch64) = (
@@ -169,6 +169,7 @@ fn what_a_vm_may_be_used_for_and_what_it_takes_can_be_configured() {
         (Reuse::Always, Reuse::Client)
     );
     assert_eq!((riscv64.template, aarch64.template), (false, true));
+    assert_eq!((riscv64.pause, aarch64.pause), (false, true));
     assert_eq!(
         (aarch64.policy.warm, aarch64.policy.lease),
         (2, Duration::from_secs(30))

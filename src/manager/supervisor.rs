@@ -64,26 +64,28 @@ pub(super) async fn supervise<B: VmBackend>(
     news: impl Fn(VmNews) + Clone + Send + Sync + 'static,
 ) {
     let exit = match start(&*backend, make_spec, &mut commands, &news).await {
-        Ok(vm) => {
+        Ok((vm, pauses)) => {
             news(VmNews::Ready(vm.pid()));
-            serve(Arc::new(vm), commands, &news).await
+            serve(Arc::new(vm), pauses, commands, &news).await
         }
         Err(exit) => exit,
     };
     news(VmNews::Ended(exit));
 }
 
+/// The VM, and whether it is paused while nobody is in it.
 async fn start<B: VmBackend>(
     backend: &B,
     make_spec: MakeSpec,
     commands: &mut mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
-) -> Result<B::Vm, Exit> {
+) -> Result<(B::Vm, bool), Exit> {
     let spec = match tokio::task::spawn_blocking(make_spec).await {
         Ok(Ok(spec)) => spec,
         Ok(Err(error)) => return Err(failed(&error, Retry::Pointless)),
         Err(panic) => return Err(failed(&panic.into(), Retry::Pointless)),
     };
+    let pauses = spec.pauses;
     let abort = CancellationToken::new();
     let tell = news.clone();
     let progress = move |stage: &str| tell(VmNews::Stage(stage.to_owned()));
@@ -91,7 +93,7 @@ async fn start<B: VmBackend>(
     loop {
         tokio::select! {
             booted = &mut boot => {
-                return booted.map_err(|error| {
+                return booted.map(|vm| (vm, pauses)).map_err(|error| {
                     if abort.is_cancelled() { Exit::Stopped } else { failed(&error, Retry::Later) }
                 });
             }
@@ -113,6 +115,7 @@ fn failed(error: &anyhow::Error, retry: Retry) -> Exit {
 
 async fn serve<V: RunningVm>(
     vm: Arc<V>,
+    pauses: bool,
     mut commands: mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
 ) -> Exit {
@@ -121,7 +124,8 @@ async fn serve<V: RunningVm>(
     let mut sessions = JoinSet::new();
     // Pauses and ends that are under way. They wait for the VM's monitor, and nothing waits for them.
     let mut errands = JoinSet::new();
-    let mut rest_at = Some(Instant::now() + REST_AFTER);
+    let idle_now = || pauses.then(|| Instant::now() + REST_AFTER);
+    let mut rest_at = idle_now();
     // Why the VM has to go, when that is not its own or the manager's doing.
     let mut broken: Option<String> = None;
     let exit = loop {
@@ -151,7 +155,7 @@ async fn serve<V: RunningVm>(
                     }
                 }
                 if sessions.is_empty() {
-                    rest_at = Some(Instant::now() + REST_AFTER);
+                    rest_at = idle_now();
                 }
             }
             () = at(rest_at) => {

@@ -62,6 +62,8 @@ pub struct VmSpec {
     pub network: Network,
     /// The folder of templates, one of which the VM is cloned from; `None` for a VM that boots from its image.
     pub templates: Option<PathBuf>,
+    /// Whether the VM is paused while nobody uses it; its owner sees to that.
+    pub pauses: bool,
     /// Where the VM's private folder (overlay, sockets) is made; removed at the VM's end.
     pub private_parent: PathBuf,
     /// Where the console goes; kept after the VM's end, bounded in size.

@@ -48,6 +48,7 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
         slots: 2,
         network: Network::Nat,
         templates: None,
+        pauses: true,
         private_parent: private_parent(dir),
         console_log: dir.join("console.log"),
         boot_timeout: BOOT_TIMEOUT,

@@ -195,6 +195,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         slots: 1,
         network: Network::None,
         templates: None,
+        pauses: true,
         private_parent: PathBuf::new(),
         console_log: PathBuf::new(),
         boot_timeout: Duration::MAX,

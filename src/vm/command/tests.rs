@@ -54,6 +54,7 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         slots: 2,
         network,
         templates: None,
+        pauses: true,
         private_parent: "/s".into(),
         console_log: "/s/log".into(),
         boot_timeout: Duration::from_secs(60),
