@@ -4,17 +4,20 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 use super::client::Client;
 use super::park::{MANAGER_GONE, died_before_use};
 use crate::manager::ticket::{SessionTicket, SessionUpdate};
 use crate::nix::handshake::{ClientProgress, ClientSide};
 use crate::nix::wire::Version;
+use crate::vm::Hop;
 
 /// How long a guest's nix-daemon may take for the handshake: it has to start a process on an emulated processor, on a
 /// machine that may be busy with many such guests.
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of the number that a greeting begins with.
+const BEGINNING: usize = 8;
 
 /// How joining a guest went.
 #[derive(Debug)]
@@ -31,7 +34,7 @@ pub(super) async fn join<R, W>(
     client: &mut Client<R, W>,
     ticket: &mut SessionTicket,
     vm: &str,
-    stream: &mut UnixStream,
+    hop: &mut Hop,
 ) -> Joined
 where
     R: AsyncRead + Unpin,
@@ -39,7 +42,7 @@ where
 {
     let version = client.version;
     tokio::select! {
-        greeted = tokio::time::timeout(JOIN_DEADLINE, greet(stream, version)) => match greeted {
+        greeted = tokio::time::timeout(JOIN_DEADLINE, greet(hop, version)) => match greeted {
             Ok(Ok(rest)) => Joined::Done(rest),
             Ok(Err(error)) => Joined::Failed(format!("xpool: cannot use {vm}: {error:#}")),
             Err(_) => Joined::Failed(format!(
@@ -51,26 +54,30 @@ where
     }
 }
 
-async fn greet(stream: &mut UnixStream, version: Version) -> anyhow::Result<Vec<u8>> {
+async fn greet(hop: &mut Hop, version: Version) -> anyhow::Result<Vec<u8>> {
     let mut side = ClientSide::new(version);
     let hello = side.hello();
-    stream
-        .write_all(&hello)
+    let mut received = std::mem::take(&mut hop.greeted);
+    let sent = if received.is_empty() { 0 } else { BEGINNING };
+    hop.stream
+        .write_all(&hello[sent..])
         .await
         .context("the connection to its nix-daemon broke")?;
-    let mut chunk = [0; 4096];
     loop {
-        let n = stream
-            .read(&mut chunk)
+        if let ClientProgress::Done { nix, rest } = side.receive(&received)? {
+            tracing::debug!(?nix, "guest joined");
+            return Ok(rest);
+        }
+        received.resize(4096, 0);
+        let n = hop
+            .stream
+            .read(&mut received)
             .await
             .context("the connection to its nix-daemon broke")?;
         if n == 0 {
             bail!("its nix-daemon ended the connection in the middle of the handshake");
         }
-        if let ClientProgress::Done { nix, rest } = side.receive(&chunk[..n])? {
-            tracing::debug!(?nix, "guest joined");
-            return Ok(rest);
-        }
+        received.truncate(n);
     }
 }
 

@@ -100,19 +100,19 @@ where
     };
     // What was there to be fetched before this session is there after one that never got to it.
     ticket.set_unfetched(fetches);
-    let (vm, mut stream) = match park::park(&mut client, &mut ticket, system).await {
-        Parked::Granted { vm, hop } => (vm, hop.stream),
+    let (vm, mut hop) = match park::park(&mut client, &mut ticket, system).await {
+        Parked::Granted { vm, hop } => (vm, hop),
         Parked::Left => return Outcome::LeftWaiting,
         Parked::Failed(text) => {
             drop(ticket);
             return client.fail(&text).await;
         }
     };
-    match guest::join(&mut client, &mut ticket, &vm, &mut stream).await {
-        Joined::Done(early) => splice::splice(client, ticket, vm, stream, early).await,
+    match guest::join(&mut client, &mut ticket, &vm, &mut hop).await {
+        Joined::Done(early) => splice::splice(client, ticket, vm, hop.stream, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {
-            drop((stream, ticket));
+            drop((hop, ticket));
             client.fail(&text).await
         }
     }

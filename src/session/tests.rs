@@ -136,7 +136,7 @@ async fn grant(session: &NewSession) -> UnixStream {
     let vm = "riscv64-1".to_owned();
     let granted = SessionUpdate::Granted {
         vm,
-        hop: Hop { stream },
+        hop: Hop::new(stream),
     };
     session.updates.send(granted).await.unwrap();
     guest

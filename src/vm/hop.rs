@@ -24,6 +24,25 @@ const QUIET_TURNS: u32 = 2;
 pub struct Hop {
     /// Bytes to and from the nix-daemon. Reads end when the guest has closed its side.
     pub stream: UnixStream,
+    /// What the nix-daemon has answered to the number that a client's greeting begins with, where that was sent already.
+    /// Empty on a hop over which nothing went yet.
+    pub greeted: Vec<u8>,
+}
+
+impl Hop {
+    /// A hop over which nothing went yet.
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            greeted: Vec::new(),
+        }
+    }
+
+    /// Whether the guest still waits for what comes over it.
+    pub(super) fn is_quiet(&self) -> bool {
+        let nothing = self.stream.try_read(&mut [0]);
+        nothing.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
 }
 
 /// Carries bytes between a hop's far end and QEMU's socket of the port, until either side has closed, and closes both.

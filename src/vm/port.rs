@@ -100,7 +100,7 @@ impl Port {
             Ok(()) => {
                 let (user, far) = UnixStream::pair().context("making a pair of sockets")?;
                 tokio::spawn(self.carry(far, stream, session, permit));
-                Ok(Hop { stream: user })
+                Ok(Hop::new(user))
             }
             // The agent has told how it ended, and forgotten it.
             Err(error) if error.is::<SessionFailed>() => Err(error),
@@ -114,12 +114,13 @@ impl Port {
 
     /// Resolves when the session has opened the port, and fails if it ended instead.
     async fn opened(&self, session: GuestPid) -> anyhow::Result<()> {
-        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(200));
+        // QEMU is asked, which costs the guest nothing, and somebody waits.
+        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(20));
         let (mut news, mut looks) = (self.news(), 0_u32);
         while !self.is_open().await? {
             looks += 1;
             // Asking the agent costs the guest something, and sessions hardly ever fail.
-            if looks.is_multiple_of(16)
+            if looks.is_multiple_of(50)
                 && let Some(output) = self.agent.outcome(session).await?
             {
                 return Err(SessionFailed::new(&output).into());

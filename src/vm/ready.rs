@@ -76,12 +76,12 @@ impl Unmet {
     }
 }
 
-/// Waits until the guest's nix-daemon has answered the greeting of its protocol over a hop; `failed` is told of each
-/// attempt in vain.
+/// Waits until the guest's nix-daemon has answered the greeting of its protocol over a hop, and gives that hop; `failed` is
+/// told of each attempt in vain.
 pub(super) async fn daemon_answers<H>(
     open_hop: impl Fn() -> H,
     failed: impl Fn(String),
-) -> anyhow::Result<()>
+) -> anyhow::Result<Hop>
 where
     H: Future<Output = anyhow::Result<Hop>>,
 {
@@ -90,7 +90,7 @@ where
     loop {
         let failure = match open_hop().await {
             Ok(hop) => match within("the nix-daemon's answer", HANDSHAKE_LIMIT, greet(hop)).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(hop)) => return Ok(hop),
                 Ok(Err(error)) => format!("no answer: {error}"),
                 Err(error) => error.to_string(),
             },
@@ -103,14 +103,16 @@ where
     }
 }
 
-async fn greet(hop: Hop) -> std::io::Result<()> {
-    let mut stream = hop.stream;
-    stream.write_all(&CLIENT_MAGIC.to_le_bytes()).await?;
-    let magic = stream.read_u64_le().await?;
-    if magic != SERVER_MAGIC {
-        return Err(std::io::Error::other(format!("it answered {magic:#x}")));
+async fn greet(mut hop: Hop) -> std::io::Result<Hop> {
+    let mut answer = [0; 16];
+    hop.stream.write_all(&CLIENT_MAGIC.to_le_bytes()).await?;
+    hop.stream.read_exact(&mut answer).await?;
+    if !answer.starts_with(&SERVER_MAGIC.to_le_bytes()) {
+        return Err(std::io::Error::other(format!("it answered {answer:x?}")));
     }
-    stream.read_u64_le().await.map(drop)
+    // Its version is for who uses the hop.
+    hop.greeted = answer.to_vec();
+    Ok(hop)
 }
 
 #[cfg(test)]
@@ -132,11 +134,14 @@ mod tests {
         let hops = RefCell::new(ours.into_iter());
         let open_hop = async || {
             let stream = hops.borrow_mut().next().context("no more hops")?;
-            Ok(Hop { stream })
+            Ok(Hop::new(stream))
         };
         let told = RefCell::new(Vec::new());
         let answered = daemon_answers(open_hop, |failure| told.borrow_mut().push(failure)).await;
-        answered.unwrap();
-        assert_eq!(told.into_inner(), ["no answer: it answered 0x7"]);
+        assert_eq!(answered.unwrap().greeted[8..], 0x126_u64.to_le_bytes());
+        assert_eq!(
+            told.into_inner(),
+            ["no answer: it answered [7, 0, 0, 0, 0, 0, 0, 0, 26, 1, 0, 0, 0, 0, 0, 0]"]
+        );
     }
 }

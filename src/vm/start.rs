@@ -1,6 +1,6 @@
 //! Brings a VM up, from its image or from a template: one requirement after another, and nothing left if one is not met.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -141,27 +141,27 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         agent.answers().await?;
         let ports = self.ports(&qmp, &agent, port_news);
         let first = ports.first().context("a VM needs a slot at least")?;
-        let daemon_answers = || {
-            let failed = |failure| {
-                (self.note)(Unmet {
-                    requirement: Requirement::DaemonAnswers,
-                    last_failure: Some(failure),
-                });
-            };
-            ready::daemon_answers(|| first.open_hop(), failed)
+        let failed = |failure| {
+            (self.note)(Unmet {
+                requirement: Requirement::DaemonAnswers,
+                last_failure: Some(failure),
+            });
         };
         if let Origin::Template(_) = origin {
             self.next(Requirement::IsThawed);
-            // At once, because it takes as long again: this hop carries nothing that randomness or time matter to.
-            let thawed = thaw::thaw(&agent, &self.spec.name);
-            tokio::try_join!(thawed, daemon_answers())?;
+            thaw::thaw(&agent, &self.spec.name).await?;
         } else {
             self.next(Requirement::ClockIsSet);
             clock::set(&agent).await?;
-            self.next(Requirement::DaemonAnswers);
-            daemon_answers().await?;
         }
-        Ok(Guest { qmp, agent, ports })
+        self.next(Requirement::DaemonAnswers);
+        let first_hop = ready::daemon_answers(|| first.open_hop(), failed).await?;
+        Ok(Guest {
+            qmp,
+            agent,
+            ports,
+            first_hop: Mutex::new(Some(first_hop)),
+        })
     }
 
     async fn restore(&self, qmp: &Qmp, files: &TemplateFiles) -> anyhow::Result<()> {

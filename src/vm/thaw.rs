@@ -26,7 +26,12 @@ pub(super) async fn thaw(agent: &Agent, name: &str) -> anyhow::Result<()> {
         .await?;
     // Beside it: the guest has a processor to spare.
     clock::set(agent).await?;
-    let output = within("the guest to thaw", THAW_LIMIT, agent.finished(program)).await??;
+    let output = within(
+        "the guest to thaw",
+        THAW_LIMIT,
+        agent.finished_soon(program),
+    )
+    .await??;
     ensure!(
         output.status == Some(0),
         "`{GUEST_PROGRAM} thaw` failed in the guest: {}",

@@ -88,6 +88,10 @@ pub fn signal(pid: i32, signal: Signal) {
 
 /// The greeting of the worker protocol, as a client.
 pub async fn handshake(hop: &mut Hop) {
+    if !hop.greeted.is_empty() {
+        assert_eq!(hop.greeted[..8], 0x6478_696f_u64.to_le_bytes());
+        return;
+    }
     hop.stream
         .write_all(&0x6e69_7863_u64.to_le_bytes())
         .await

@@ -255,7 +255,7 @@ pub(crate) async fn shake_hands_as_guest(guest: &mut UnixStream) -> Vec<u8> {
 /// Gives a session a VM; the guest's end of the hop.
 pub(crate) async fn grant(session: &NewSession) -> UnixStream {
     let (stream, guest) = UnixStream::pair().unwrap();
-    let hop = Hop { stream };
+    let hop = Hop::new(stream);
     let vm = "riscv64-1".to_owned();
     session
         .updates

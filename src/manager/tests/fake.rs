@@ -113,7 +113,7 @@ impl RunningVm for FakeVm {
         self.note("open hop");
         let (stream, guest) = UnixStream::pair()?;
         self.guest_ends.lock().unwrap().push(guest);
-        Ok(Hop { stream })
+        Ok(Hop::new(stream))
     }
 
     async fn slot_released(&self, _slot: u32) -> anyhow::Result<()> {
