@@ -144,8 +144,11 @@ impl ImageStore {
             let entry = entry.map_err(error)?;
             let is_image = entry.file_type().map_err(error)?.is_dir()
                 && !entry.file_name().to_string_lossy().starts_with('.');
+            if !is_image {
+                continue;
+            }
             let path = std::fs::canonicalize(entry.path()).map_err(error)?;
-            if is_image && !used.contains(&path) {
+            if !used.contains(&path) {
                 let bytes = bytes_in(&path);
                 unused.push((path, bytes));
             }

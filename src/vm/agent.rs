@@ -139,19 +139,8 @@ impl Agent {
 
     /// Waits until a program in the guest has ended.
     pub(super) async fn finished(&self, pid: GuestPid) -> anyhow::Result<GuestOutput> {
-        // Asking takes a millisecond of the guest's.
-        let pace = Pace::new(Duration::from_millis(20), Duration::from_secs(1));
-        self.finished_at(pid, pace).await
-    }
-
-    /// The same, for who waits for it: asks often.
-    pub(super) async fn finished_soon(&self, pid: GuestPid) -> anyhow::Result<GuestOutput> {
-        let pace = Pace::new(Duration::from_millis(10), Duration::from_millis(30));
-        self.finished_at(pid, pace).await
-    }
-
-    /// The agent does not announce the end of a program, so it is asked.
-    async fn finished_at(&self, pid: GuestPid, mut pace: Pace) -> anyhow::Result<GuestOutput> {
+        // The agent does not announce the end of a program, so it is asked, less and less often.
+        let mut pace = Pace::new(Duration::from_millis(20), Duration::from_secs(1));
         loop {
             if let Some(output) = self.outcome(pid).await? {
                 return Ok(output);

@@ -15,13 +15,15 @@ use super::hop::{Hop, pump};
 use super::machine::EndWatch;
 use super::qmp::Qmp;
 use super::start::DEATH_LIMIT;
+use super::thaw::Thaw;
 use super::wait::{Pace, within};
 
 /// What the agent starts for a hop; part of the guest contract.
 pub(super) const GUEST_PROGRAM: &str = "/usr/bin/xpool-guest";
 
-/// The guest starts two programs for a session: 0.1 s, on a starved host a hundred times that.
-const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// The guest starts two programs for a session, and a few more where it is thawed before: 0.1 and 0.4 s, on a starved host a
+/// hundred times that.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A hop before this one may still be closing.
 const FREE_LIMIT: Duration = Duration::from_secs(30);
@@ -65,8 +67,23 @@ impl Port {
 
     /// Opens a session into the guest's nix-daemon. Cancel safe: a hop that nobody takes is closed again.
     pub(super) async fn open_hop(self: &Arc<Self>) -> anyhow::Result<Hop> {
+        let args = vec!["session".to_owned(), self.slot.to_string()];
+        self.open_by(args, None).await
+    }
+
+    /// Thaws the guest and then opens a session into it, in one go.
+    pub(super) async fn open_hop_thawed(self: &Arc<Self>, thaw: Thaw) -> anyhow::Result<Hop> {
+        let args = vec!["thaw".to_owned(), thaw.name, self.slot.to_string()];
+        self.open_by(args, Some(thaw.entropy.into_bytes())).await
+    }
+
+    async fn open_by(
+        self: &Arc<Self>,
+        args: Vec<String>,
+        input: Option<Vec<u8>>,
+    ) -> anyhow::Result<Hop> {
         // In a task of its own: what was started in the guest must be followed to its end.
-        let opening = tokio::spawn(Arc::clone(self).open());
+        let opening = tokio::spawn(Arc::clone(self).open(args, input));
         opening
             .await
             .context("opening a hop")?
@@ -76,20 +93,27 @@ impl Port {
     /// Waits until the port can serve a hop, which is when the guest has let go of it.
     pub(super) async fn released(&self) -> anyhow::Result<()> {
         tokio::select! {
-            permit = self.free.acquire() => permit.map(drop).context("the port is gone"),
+            permit = self.free.acquire() => permit.map(drop).context("the guest's agent has lost the port"),
             end = self.end.ended() => Err(anyhow::anyhow!("the VM is gone: {}", end.exit.in_words())),
         }
     }
 
-    async fn open(self: Arc<Self>) -> anyhow::Result<Hop> {
+    async fn open(
+        self: Arc<Self>,
+        args: Vec<String>,
+        input: Option<Vec<u8>>,
+    ) -> anyhow::Result<Hop> {
         let free = Arc::clone(&self.free).acquire_owned();
         let permit = within("the hop before it to close", FREE_LIMIT, free).await??;
         // Connected first: a guest that opens a port without a host reads its end at once.
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("connecting to `{}`", self.socket.display()))?;
-        let slot = self.slot.to_string();
-        let session = self.agent.start(GUEST_PROGRAM, &["session", &slot]).await?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let session = self
+            .agent
+            .start_with_input(GUEST_PROGRAM, &args, input.as_deref())
+            .await?;
         let opened = within(
             "the guest to open the port",
             OPEN_LIMIT,
@@ -167,9 +191,9 @@ impl Port {
                 if end.await.is_ok() {
                     return;
                 }
-                // Whoever waits for this slot runs into a deadline of theirs and gives the VM up.
+                // Whoever waits for this slot is told, and gives the VM up.
                 tracing::warn!(slot = self.slot, error = format!("{error:#}"), "slot lost");
-                permit.forget();
+                self.free.close();
             }
         }
     }
@@ -239,7 +263,7 @@ async fn heard_or(news: &mut watch::Receiver<u64>, pace: &mut Pace) {
 
 /// A session ended before it had opened its port; so does one that finds no nix-daemon.
 #[derive(Debug, thiserror::Error)]
-#[error("`{GUEST_PROGRAM} session` ended in the guest: {said}")]
+#[error("the session ended in the guest before it began: {said}")]
 pub(super) struct SessionFailed {
     said: String,
 }

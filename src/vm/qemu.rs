@@ -52,16 +52,17 @@ impl VmBackend for Qemu {
     ) -> anyhow::Result<QemuVm> {
         // Boxed, because all that happens in a start makes for a large future, and few of them run at a time.
         if let Some(dir) = &spec.templates
-            && let Some(files) = Box::pin(self.templates.get(&spec, dir, progress, &abort)).await?
+            && let Some(template) =
+                Box::pin(self.templates.get(&spec, dir, progress, &abort)).await?
         {
-            let origin = Origin::Template(&files);
+            let origin = Origin::Template(&template.files);
             match Box::pin(bring_up(&spec, origin, progress, &abort)).await {
                 Ok(vm) => {
-                    self.templates.judge(&spec, &files, Ok(())).await;
+                    template.is_proven();
                     return Ok(vm);
                 }
                 Err(error) if abort.is_cancelled() => return Err(error),
-                Err(error) => self.templates.judge(&spec, &files, Err(&error)).await,
+                Err(error) => template.is_doubted(&spec, &error).await,
             }
         }
         Box::pin(bring_up(&spec, Origin::Image, progress, &abort)).await

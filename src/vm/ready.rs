@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::hop::Hop;
@@ -103,6 +105,18 @@ where
     }
 }
 
+/// The same with one attempt, for a daemon that was there when its guest was saved.
+pub(super) async fn daemon_still_answers(
+    hop: impl Future<Output = anyhow::Result<Hop>>,
+) -> anyhow::Result<Hop> {
+    let answered = within(
+        "the nix-daemon's answer",
+        HANDSHAKE_LIMIT,
+        greet(hop.await?),
+    );
+    answered.await?.context("asking the nix-daemon")
+}
+
 async fn greet(mut hop: Hop) -> std::io::Result<Hop> {
     let mut answer = [0; 16];
     hop.stream.write_all(&CLIENT_MAGIC.to_le_bytes()).await?;
@@ -119,7 +133,6 @@ async fn greet(mut hop: Hop) -> std::io::Result<Hop> {
 mod tests {
     use std::cell::RefCell;
 
-    use anyhow::Context as _;
     use tokio::net::UnixStream;
 
     use super::*;

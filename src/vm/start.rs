@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Agent;
 use super::boot_error::{BootError, BootFailure, CONSOLE_LINES};
 use super::command::{self, Memory};
+use super::hop::Hop;
 use super::machine::{Machine, Wish};
 use super::port::Port;
 use super::private_dir::Layout;
@@ -19,8 +20,9 @@ use super::qmp::Qmp;
 use super::qmp::events::{EventSinks, channels};
 use super::ready::{Requirement, Unmet};
 use super::template::{self, TemplateFiles};
+use super::thaw::Thaw;
 use super::wait::within;
-use super::{BootProgress, VmSpec, clock, console, disk, private_dir, ready, thaw, timers};
+use super::{BootProgress, VmSpec, clock, console, disk, private_dir, ready, timers};
 
 /// When something about a QEMU fails, its death is the likely cause, and known within this time.
 pub(super) const DEATH_LIMIT: Duration = Duration::from_secs(1);
@@ -141,21 +143,10 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         agent.answers().await?;
         let ports = self.ports(&qmp, &agent, port_news);
         let first = ports.first().context("a VM needs a slot at least")?;
-        let failed = |failure| {
-            (self.note)(Unmet {
-                requirement: Requirement::DaemonAnswers,
-                last_failure: Some(failure),
-            });
+        let first_hop = match origin {
+            Origin::Template(_) => self.thaw(first, &agent).await?,
+            Origin::Image | Origin::ToBeSaved(_) => self.wait_for_daemon(first, &agent).await?,
         };
-        if let Origin::Template(_) = origin {
-            self.next(Requirement::IsThawed);
-            thaw::thaw(&agent, &self.spec.name).await?;
-        } else {
-            self.next(Requirement::ClockIsSet);
-            clock::set(&agent).await?;
-        }
-        self.next(Requirement::DaemonAnswers);
-        let first_hop = ready::daemon_answers(|| first.open_hop(), failed).await?;
         Ok(Guest {
             qmp,
             agent,
@@ -171,6 +162,27 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             timers::arm(&self.layout.debugger()).await?;
         }
         qmp.execute(qapi::qmp::cont {}).await.map(drop)
+    }
+
+    /// Makes a restored guest one of its own and opens the first session in it.
+    async fn thaw(&self, port: &Arc<Port>, agent: &Agent) -> anyhow::Result<Hop> {
+        self.next(Requirement::IsThawed);
+        let hop = port.open_hop_thawed(Thaw::new(&self.spec.name)?);
+        let (hop, ()) = tokio::try_join!(ready::daemon_still_answers(hop), clock::set(agent))?;
+        Ok(hop)
+    }
+
+    async fn wait_for_daemon(&self, port: &Arc<Port>, agent: &Agent) -> anyhow::Result<Hop> {
+        self.next(Requirement::ClockIsSet);
+        clock::set(agent).await?;
+        self.next(Requirement::DaemonAnswers);
+        let failed = |failure| {
+            (self.note)(Unmet {
+                requirement: Requirement::DaemonAnswers,
+                last_failure: Some(failure),
+            });
+        };
+        ready::daemon_answers(|| port.open_hop(), failed).await
     }
 
     fn ports(&self, qmp: &Qmp, agent: &Agent, news: Vec<watch::Receiver<u64>>) -> Vec<Arc<Port>> {

@@ -1,49 +1,51 @@
-//! Makes a restored guest one of its own: fresh randomness, its own names, the time of day.
+//! What makes a restored guest one of its own: fresh randomness and names. The guest contract's `thaw`.
 
-use std::time::Duration;
+use std::fmt::Write as _;
 
 use anyhow::{Context as _, ensure};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::agent::Agent;
-use super::clock;
-use super::guest_text::quoted;
-use super::port::GUEST_PROGRAM;
-use super::wait::within;
+/// As much as the kernel's generator holds (`BLAKE2S_HASH_SIZE` of random.c).
+const ENTROPY_BYTES: usize = 32;
 
-/// Twice what the kernel's generator holds (`BLAKE2S_HASH_SIZE` of random.c).
-const ENTROPY_BYTES: usize = 64;
-
-/// A few processes in the guest: 0.2 s on a quiet machine.
-const THAW_LIMIT: Duration = Duration::from_secs(60);
-
-/// Thaws a guest that was just restored and runs. No session may be let in before.
-pub(super) async fn thaw(agent: &Agent, name: &str) -> anyhow::Result<()> {
-    let entropy = entropy()?;
-    let args = ["thaw", name];
-    let program = agent
-        .start_with_input(GUEST_PROGRAM, &args, Some(&entropy))
-        .await?;
-    // Beside it: the guest has a processor to spare.
-    clock::set(agent).await?;
-    let output = within(
-        "the guest to thaw",
-        THAW_LIMIT,
-        agent.finished_soon(program),
-    )
-    .await??;
-    ensure!(
-        output.status == Some(0),
-        "`{GUEST_PROGRAM} thaw` failed in the guest: {}",
-        quoted(&output.stderr)
-    );
-    Ok(())
+/// What one clone, and no other, is thawed with.
+pub(super) struct Thaw {
+    /// Its host name.
+    pub(super) name: String,
+    /// Random bytes from this host in hex, as a line. Text, because that is what a shell can pass on by itself.
+    pub(super) entropy: String,
 }
 
-/// Random bytes that no other guest gets.
-fn entropy() -> anyhow::Result<[u8; ENTROPY_BYTES]> {
-    let mut bytes = [0; ENTROPY_BYTES];
-    let length = getrandom(&mut bytes, GetRandomFlags::empty()).context("asking for entropy")?;
-    ensure!(length == ENTROPY_BYTES, "the host gave too little entropy");
-    Ok(bytes)
+impl Thaw {
+    /// For the clone of this name.
+    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+        let mut bytes = [0; ENTROPY_BYTES];
+        let length =
+            getrandom(&mut bytes, GetRandomFlags::empty()).context("asking for randomness")?;
+        ensure!(
+            length == ENTROPY_BYTES,
+            "this host gave too little randomness"
+        );
+        let mut entropy = String::new();
+        for byte in bytes {
+            write!(entropy, "{byte:02x}")?;
+        }
+        entropy.push('\n');
+        Ok(Self {
+            name: name.to_owned(),
+            entropy,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_clone_gets_a_line_of_randomness_of_its_own() {
+        let [one, two] = ["one", "two"].map(|name| Thaw::new(name).unwrap());
+        assert_eq!(one.entropy.trim_end().len(), 2 * ENTROPY_BYTES);
+        assert_ne!(one.entropy, two.entropy);
+    }
 }

@@ -122,6 +122,8 @@ pub async fn boot_of(spec: VmSpec) -> QemuVm {
 
 /// The same, with a backend that knows its templates already.
 pub async fn boot_with(qemu: &Qemu, spec: VmSpec) -> QemuVm {
+    // What is warned of is shown when the test fails. Another test may have begun with it.
+    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
     let progress = |stage: &str| println!("{stage}");
     match qemu.boot(spec, &progress, CancellationToken::new()).await {
         Ok(vm) => vm,

@@ -39,8 +39,11 @@ struct Digest {
     sha256: String,
 }
 
-/// What changes when a file does: size, time of change, and which file it is.
-pub(super) type Stamp = Vec<(u64, i64, i64, u64)>;
+/// What changes when a file does.
+pub(super) type Stamp = Vec<FileStamp>;
+
+/// Size, times of the last change of content and of anything, and which file it is.
+type FileStamp = (u64, [i64; 2], [i64; 2], u64);
 
 impl TemplateFiles {
     pub(super) fn new(dir: PathBuf) -> Self {
@@ -122,7 +125,9 @@ impl TemplateFiles {
         let manifest = self.dir.join(MANIFEST);
         let of = |path: &PathBuf| {
             let meta = fs::metadata(path)?;
-            Ok((meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ino()))
+            let changed = [meta.mtime(), meta.mtime_nsec()];
+            let touched = [meta.ctime(), meta.ctime_nsec()];
+            Ok((meta.len(), changed, touched, meta.ino()))
         };
         self.all().iter().chain([&manifest]).map(of).collect()
     }

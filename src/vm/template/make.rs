@@ -5,12 +5,13 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::TemplateFiles;
+use super::files::Stamp;
 use super::key::Key;
 use super::save::save;
 use super::shelf::{LOCK, MAKING};
@@ -22,22 +23,15 @@ use crate::vm::{BootProgress, RunningVm as _, VmSpec};
 /// Waits of ten milliseconds, one per processor.
 const TIMERS_LIMIT: Duration = Duration::from_secs(60);
 
-/// Why there is no template.
-pub(super) enum Failure {
-    /// The guest does not even boot, or nobody wants it any more: there is no VM at all.
-    NoVm(anyhow::Error),
-    /// It boots but cannot be saved and restored.
-    NoTemplate(anyhow::Error),
-}
-
-/// Makes the template `target`, the folder of which must not be there.
+/// Makes the template `target`, which must not be there. Gives its files' stamp, unless they are another manager's, which was
+/// faster.
 pub(super) async fn make(
     spec: &VmSpec,
     key: Key,
-    target: &Path,
+    target: &TemplateFiles,
     progress: &BootProgress<'_>,
     abort: &CancellationToken,
-) -> Result<(), Failure> {
+) -> anyhow::Result<Option<Stamp>> {
     let system = spec.image.manifest.system;
     let maker = VmSpec {
         name: format!("{}-template", system.cpu()),
@@ -47,36 +41,25 @@ pub(super) async fn make(
         ..spec.clone()
     };
     let tell = |stage: &str| progress(&format!("preparing {system}, once per image: {stage}"));
-    let workshop = target.parent().context("no folder for templates");
-    let workshop = workshop
-        .and_then(Workshop::open)
-        .map_err(Failure::NoTemplate)?;
+    let workshop = Workshop::open(target.dir().parent().context("no folder for templates")?)?;
     let files = workshop.files();
-    let vm = bring_up(&maker, Origin::ToBeSaved(&files), &tell, abort)
-        .await
-        .map_err(Failure::NoVm)?;
+    let vm = bring_up(&maker, Origin::ToBeSaved(&files), &tell, abort).await?;
     tell("saving it");
     let saved = abort.run_until_cancelled(save(&vm, &files)).await;
     vm.kill();
     vm.ended().await;
-    match saved {
-        None => return Err(aborted()),
-        Some(saved) => saved.map_err(Failure::NoTemplate)?,
-    }
+    saved.context(ABORTED)??;
     prove(&maker, &files, &tell, abort).await?;
     tell("reading it back");
-    let target = target.to_owned();
+    let target = target.clone();
     let published = tokio::task::spawn_blocking(move || {
         files.seal(key)?;
         workshop.publish(&target)
     });
-    let published = published.await.context("publishing the template");
-    published.flatten().map_err(Failure::NoTemplate)
+    published.await.context("publishing the template")?
 }
 
-fn aborted() -> Failure {
-    Failure::NoVm(anyhow::anyhow!("the making of a template was aborted"))
-}
+const ABORTED: &str = "the making of a template was aborted";
 
 /// Restores the saved guest once, because what cannot be restored must not become a template.
 async fn prove(
@@ -84,28 +67,22 @@ async fn prove(
     files: &TemplateFiles,
     progress: &BootProgress<'_>,
     abort: &CancellationToken,
-) -> Result<(), Failure> {
+) -> anyhow::Result<()> {
     let proving = |stage: &str| progress(&format!("trying it: {stage}"));
-    let clone = match bring_up(maker, Origin::Template(files), &proving, abort).await {
-        Ok(clone) => clone,
-        Err(_) if abort.is_cancelled() => return Err(aborted()),
-        Err(error) => return Err(Failure::NoTemplate(error)),
-    };
+    let clone = bring_up(maker, Origin::Template(files), &proving, abort).await?;
     let timers = clone.run(GUEST_PROGRAM, &["timers"], TIMERS_LIMIT);
     let timers = abort.run_until_cancelled(timers).await;
     clone.kill();
     clone.ended().await;
-    let output = timers.ok_or_else(aborted)?.map_err(Failure::NoTemplate)?;
+    let output = timers.context(ABORTED)??;
     let told = String::from_utf8_lossy(&output.stdout);
-    let vcpus = maker.profile.vcpus.to_string();
-    if output.status == Some(0) && told.trim() == vcpus {
-        return Ok(());
-    }
-    Err(Failure::NoTemplate(anyhow::anyhow!(
+    ensure!(
+        output.status == Some(0) && told.trim() == maker.profile.vcpus.to_string(),
         "the restored guest's timers do not all work: {}{}",
         told.trim(),
         quoted(&output.stderr)
-    )))
+    );
+    Ok(())
 }
 
 /// A folder in which a template is made. Gone when it is dropped, and recognised as abandoned when its maker was killed.
@@ -132,15 +109,13 @@ impl Workshop {
         TemplateFiles::new(self.dir.path().to_owned())
     }
 
-    /// Makes the folder the template `target`. If another manager was faster, its template is as good.
-    fn publish(self, target: &Path) -> anyhow::Result<()> {
-        let from = self.dir.path();
-        fs::remove_file(from.join(LOCK)).context("removing a template's lock")?;
-        match fs::rename(from, target) {
+    /// Makes the folder the template `target`, lock and all: it is locked until it is published.
+    fn publish(self, target: &TemplateFiles) -> anyhow::Result<Option<Stamp>> {
+        match fs::rename(self.dir.path(), target.dir()) {
             Ok(()) => {
                 // It is not there any more under this name.
                 let _ = self.dir.keep();
-                Ok(())
+                Ok(target.stamp().ok())
             }
             Err(error)
                 if matches!(
@@ -148,10 +123,10 @@ impl Workshop {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
-                Ok(())
+                Ok(None)
             }
             Err(error) => {
-                Err(error).with_context(|| format!("making the template `{}`", target.display()))
+                Err(error).with_context(|| format!("making `{}`", target.dir().display()))
             }
         }
     }

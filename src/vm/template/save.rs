@@ -23,6 +23,9 @@ use crate::vm::{RunningVm as _, VmExit};
 /// A trivial build on an emulated processor: 3 s on a quiet machine.
 const WARM_LIMIT: Duration = Duration::from_secs(150);
 
+/// The hop that showed that the guest serves.
+const PORTS_LIMIT: Duration = Duration::from_secs(60);
+
 /// State of less than a megabyte: 15 ms.
 const STATE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -38,7 +41,12 @@ pub(super) async fn save(vm: &QemuVm, files: &TemplateFiles) -> anyhow::Result<(
         quoted(&warmed.stderr)
     );
     // A port or an agent in use would be so in every clone.
-    vm.slot_released(0).await?;
+    within(
+        "the guest to close its ports",
+        PORTS_LIMIT,
+        vm.slot_released(0),
+    )
+    .await??;
     vm.agent().hang_up().await;
     let qmp = vm.qmp();
     qmp.execute(stop {}).await?;
@@ -52,7 +60,8 @@ pub(super) async fn save(vm: &QemuVm, files: &TemplateFiles) -> anyhow::Result<(
     qmp.execute(to_file).await?;
     within("QEMU to save the guest", STATE_LIMIT, saved(qmp)).await??;
     vm.expect_end();
-    qmp.execute(quit {}).await?;
+    // QEMU may be gone before its answer is read.
+    let _ = qmp.execute(quit {}).await;
     let end = within("QEMU's end", QUIT_LIMIT, vm.ended()).await?;
     ensure!(
         end == VmExit::Stopped,

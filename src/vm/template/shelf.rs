@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +15,12 @@ use crate::nix::System;
 
 /// How the name of a folder begins in which a template is being made.
 pub(super) const MAKING: &str = ".making-";
+
+/// How the name of a folder begins that is being removed.
+const REMOVING: &str = ".removing-";
+
+/// Longer than anybody takes for what is done without a lock, in a folder being made or removed.
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// In such a folder, the file that its maker holds a lock on.
 pub(super) const LOCK: &str = "lock";
@@ -80,24 +86,33 @@ impl Listed {
     }
 }
 
-/// Removes what managers that were killed have not finished. Gives the names.
+/// Removes what managers that were killed have not finished making or removing. Gives the names.
 pub fn clean(templates: &Path) -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in entries(templates)? {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(MAKING) && is_abandoned(&entry.path()) {
-            remove_folder(&entry.path())?;
+        let path = entry.path();
+        let is_left = name.starts_with(MAKING) && is_abandoned(&path)
+            || name.starts_with(REMOVING) && is_old(&path);
+        if is_left {
+            fs::remove_dir_all(&path).with_context(|| format!("removing `{}`", path.display()))?;
             removed.push(name);
         }
     }
     Ok(removed)
 }
 
-/// Whether nobody works in the folder. Its lock is made right after it, so without one its maker may just have begun, or
-/// is about to publish it.
+/// Whether nobody works in the folder. Its lock is made right after it, so without one its maker may just have begun.
 fn is_abandoned(dir: &Path) -> bool {
-    let lock = File::open(dir.join(LOCK));
-    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+    match File::open(dir.join(LOCK)) {
+        Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(_) => is_old(dir),
+    }
+}
+
+fn is_old(path: &Path) -> bool {
+    let changed = fs::metadata(path).and_then(|meta| meta.modified());
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > HOUR))
 }
 
 /// Removes the templates of a system that were not used for the longest time.
@@ -124,7 +139,7 @@ pub(super) fn mark_used(dir: &Path) -> io::Result<()> {
 /// Removes a template: by its manifest first, so that there is never half of one.
 pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
     let hidden = tempfile::Builder::new()
-        .prefix(".removing-")
+        .prefix(REMOVING)
         .tempdir_in(dir.parent().unwrap_or(dir))
         .with_context(|| format!("removing `{}`", dir.display()))?;
     match fs::rename(dir, hidden.path()) {
@@ -135,10 +150,6 @@ pub(super) fn remove(dir: &Path) -> anyhow::Result<()> {
             .close()
             .with_context(|| format!("removing `{}`", dir.display())),
     }
-}
-
-fn remove_folder(dir: &Path) -> anyhow::Result<()> {
-    fs::remove_dir_all(dir).with_context(|| format!("removing `{}`", dir.display()))
 }
 
 /// What is in a folder; nothing when it is not there.
@@ -198,14 +209,29 @@ mod tests {
     fn only_what_nobody_works_on_is_removed_as_unfinished() {
         let dir = tempfile::tempdir().unwrap();
         template(dir.path(), "riscv64-linux-a");
-        for name in [".making-abandoned", ".making-begun", ".making-busy"] {
+        for name in [
+            ".making-abandoned",
+            ".making-begun",
+            ".making-busy",
+            ".removing-begun",
+        ] {
             fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in [".making-old", ".removing-old"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            let folder = File::open(dir.path().join(name)).unwrap();
+            folder.set_modified(SystemTime::now() - 2 * HOUR).unwrap();
         }
         fs::write(dir.path().join(".making-abandoned/lock"), "").unwrap();
         let busy = File::create(dir.path().join(".making-busy/lock")).unwrap();
         flock(&busy, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert_eq!(clean(dir.path()).unwrap(), [".making-abandoned"]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        let mut removed = clean(dir.path()).unwrap();
+        removed.sort();
+        assert_eq!(
+            removed,
+            [".making-abandoned", ".making-old", ".removing-old"]
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[test]
