@@ -188,7 +188,7 @@ async fn kill_asked(mut fate: watch::Receiver<Option<Fate>>) -> Fate {
 async fn settled(mut fate: watch::Receiver<Option<Fate>>) -> Option<Fate> {
     let told = async { while fate.changed().await.is_ok() {} };
     if within("the monitor's end", FATE_LIMIT, told).await.is_err() {
-        tracing::warn!("QEMU has ended but its monitor's events are still read");
+        tracing::debug!("QEMU has ended but its monitor's events are still read");
     }
     fate.borrow().clone()
 }
