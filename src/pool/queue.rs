@@ -121,10 +121,15 @@ impl Pool {
                 continue;
             };
             let Waiting { session, claim } = waiting;
+            let fetch_only = vm.has_had_its_build(&self.policy);
             vm.leases.remove(&claim.seat);
             vm.owner = Some(claim.seat.client.clone());
             vm.sessions.insert(session, claim);
-            actions.push(Action::Assign { session, vm: id });
+            actions.push(Action::Assign {
+                session,
+                vm: id,
+                fetch_only,
+            });
         }
         actions
     }

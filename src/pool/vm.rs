@@ -104,7 +104,12 @@ impl ReadyVm {
 
     /// Whether it has done all that it may do.
     pub(super) fn is_spent(&self, policy: &Policy) -> bool {
-        self.is_idle() && self.owner.is_some() && policy.reuse == Reuse::Never
+        self.is_idle() && self.has_had_its_build(policy)
+    }
+
+    /// Whether nothing may be built on it any more. Counted by sessions: what the first one does is not known here.
+    pub(super) fn has_had_its_build(&self, policy: &Policy) -> bool {
+        self.owner.is_some() && policy.reuse == Reuse::Never
     }
 
     /// Whether it has a slot that nobody uses and that is kept for nobody.

@@ -207,7 +207,17 @@ impl World {
     fn perform(&mut self, action: &Action) {
         match action {
             Action::Boot(vm) => self.boot(*vm),
-            Action::Assign { session, vm } => self.assign(*session, *vm),
+            Action::Assign {
+                session,
+                vm,
+                fetch_only,
+            } => {
+                // 17. Under `never`, who comes to a VM that was used may only fetch; nobody else is kept from building.
+                let is_used = self.users.contains_key(vm);
+                let may_build = self.pool.policy.reuse != Reuse::Never || !is_used;
+                assert_eq!(*fetch_only, !may_build, "{session:?} on {vm:?}");
+                self.assign(*session, *vm);
+            }
             Action::Reject { session, .. } => {
                 let before = self.waiting.len();
                 self.waiting.retain(|waiting| waiting != session);
