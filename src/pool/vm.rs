@@ -34,6 +34,8 @@ pub(super) enum VmState {
 pub(super) struct ReadyVm {
     pub(super) sessions: BTreeMap<SessionId, Claim>,
     pub(super) idle_since: Instant,
+    /// When it was given its latest session; when it became ready, before its first one.
+    pub(super) used_since: Instant,
     /// The client that had it last; none before its first session.
     pub(super) owner: Option<String>,
     /// Seats whose outputs are still to be fetched here, and until when they are waited for. Each keeps a slot free.
@@ -46,6 +48,7 @@ impl VmState {
         Self::Ready(ReadyVm {
             sessions: BTreeMap::new(),
             idle_since: now,
+            used_since: now,
             owner: None,
             leases: BTreeMap::new(),
         })
