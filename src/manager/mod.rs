@@ -181,8 +181,9 @@ impl<B: VmBackend> Manager<B> {
     /// Does something to a system's pool, which first hears of the memory that the host has now: any event may start a VM.
     fn with_memory(&mut self, name: System, act: impl FnOnce(&mut ManagedSystem<B>)) {
         let others = self.systems.iter().filter(|(other, _)| **other != name);
+        let now = now();
         let promised: u64 = others
-            .map(|(_, other)| other.pool.promised_memory_mib())
+            .map(|(_, other)| other.pool.promised_memory_mib(now))
             .sum();
         let available = self.memory.available_mib();
         if let Some(system) = self.systems.get_mut(&name) {

@@ -69,8 +69,13 @@ impl<V: RunningVm, N: Fn(VmNews)> RestingVm<V, N> {
         }
     }
 
-    /// Shuts the VM down. A paused guest cannot shut down, so it goes on first; one that does not is killed.
+    /// Shuts the VM down. A paused guest cannot shut down, so it goes on first; one that does not is killed. One that is
+    /// only thrown away ends as it is.
     pub(super) async fn power_down(&self) {
+        if self.vm.is_disposable() {
+            self.vm.power_down();
+            return;
+        }
         match self.enter().await {
             Ok(()) => self.vm.power_down(),
             Err(error) => {

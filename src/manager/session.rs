@@ -19,6 +19,8 @@ pub(super) struct ManagedSession {
     pub(super) unfetched: Arc<AtomicBool>,
     pub(super) opened: Instant,
     pub(super) vm: Option<VmId>,
+    /// Whether it may only fetch there what was built.
+    pub(super) fetch_only: bool,
     /// Whether it was given a way into the VM: then something may have been done there.
     pub(super) has_hop: bool,
     /// How often its VM ended before that.

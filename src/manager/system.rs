@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::session::{ManagedSession, watch_session};
 use super::supervisor::{VmCommand, VmNews, supervise};
-use super::ticket::{NewSession, SessionUpdate};
+use super::ticket::{Grant, NewSession, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
 use crate::pool::budget::Shortage;
@@ -103,6 +103,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             unfetched,
             opened: now,
             vm: None,
+            fetch_only: false,
             has_hop: false,
             returns: 0,
             activity: String::new(),
@@ -115,9 +116,14 @@ impl<B: VmBackend> ManagedSystem<B> {
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
             Action::Boot(vm) => self.boot(now, vm),
-            Action::Assign { session, vm } => {
+            Action::Assign {
+                session,
+                vm,
+                fetch_only,
+            } => {
                 if let Some(managed) = self.sessions.get_mut(&session) {
                     managed.vm = Some(vm);
+                    managed.fetch_only = fetch_only;
                     "connecting".clone_into(&mut managed.activity);
                 }
                 self.command(vm, VmCommand::Open(session));
@@ -225,10 +231,11 @@ impl<B: VmBackend> ManagedSystem<B> {
                     (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
                     session.has_hop = true;
-                    session.tell(SessionUpdate::Granted {
+                    session.tell(SessionUpdate::Granted(Grant {
                         vm: vm.name.clone(),
                         hop,
-                    });
+                        fetch_only: session.fetch_only,
+                    }));
                 }
             }
             VmNews::HopFailed(session, error) => {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::status::Status;
-use super::ticket::{SessionRequest, SessionTicket, SessionUpdate};
+use super::ticket::{Grant, SessionRequest, SessionTicket, SessionUpdate};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
@@ -108,7 +108,7 @@ async fn verdict(ticket: &mut SessionTicket) -> SessionUpdate {
 
 async fn granted(ticket: &mut SessionTicket) -> (String, Hop) {
     match verdict(ticket).await {
-        SessionUpdate::Granted { vm, hop } => (vm, hop),
+        SessionUpdate::Granted(Grant { vm, hop, .. }) => (vm, hop),
         other => panic!("not granted: {other:?}"),
     }
 }
@@ -121,7 +121,7 @@ async fn a_session_hears_how_its_vm_starts_and_gets_it() {
     let vm = loop {
         match ticket.next().await.unwrap() {
             SessionUpdate::Waiting(text) => told.push(text),
-            SessionUpdate::Granted { vm, .. } => break vm,
+            SessionUpdate::Granted(Grant { vm, .. }) => break vm,
             other => panic!("{other:?}"),
         }
     };

@@ -31,12 +31,7 @@ pub enum SessionUpdate {
     /// It waits; the text is for the person who waits: `starting riscv64-1: waiting for the guest agent`.
     Waiting(String),
     /// It has a VM.
-    Granted {
-        /// The VM's name.
-        vm: String,
-        /// The way into it.
-        hop: Hop,
-    },
+    Granted(Grant),
     /// It gets none; the text says why and what to do next.
     Rejected(String),
     /// The VM it was using has ended.
@@ -48,6 +43,18 @@ pub enum SessionUpdate {
         /// The console log to read.
         log: PathBuf,
     },
+}
+
+/// A VM that a session was given.
+#[derive(Debug)]
+pub struct Grant {
+    /// The VM's name.
+    pub vm: String,
+    /// The way into it.
+    pub hop: Hop,
+    /// Whether nothing may be built on it any more, nor brought to it: it has had its one build, and is kept for who fetches
+    /// that. A claim is judged by a session's first operation, so the front end has to look at all others.
+    pub fetch_only: bool,
 }
 
 /// A session's place in the pool. Dropping it ends the session, whether it still waits or not.

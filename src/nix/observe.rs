@@ -2,8 +2,8 @@
 //! our own could be put into the server's stream without breaking it.
 //!
 //! Knows the operations that a build hook uses: it asks which inputs are there (31), uploads the others (44), builds (36),
-//! and copies the outputs (26, 38). Anything else, and anything that looks wrong, ends the watching for good; the passing of
-//! bytes does not depend on it. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
+//! and copies the outputs (26, 38). Anything else, and anything that looks wrong, ends the watching for good. Whether bytes
+//! pass is not decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
 //! protocols 1.21 to 1.37.
 
 mod operation;
@@ -130,7 +130,12 @@ impl Observer {
         matches!(running.server, Server::Boundary)
     }
 
-    /// The operation that runs.
+    /// Whether what the client sends is still understood. Never again once it was not.
+    pub fn is_watching(&self) -> bool {
+        !matches!(self.state, State::Off)
+    }
+
+    /// The operation that runs. As soon as its number has arrived in full, and none while only a part of it has.
     pub fn operation(&self) -> Option<Operation> {
         match &self.state {
             State::Running(running) => Some(running.operation),

@@ -1,13 +1,19 @@
 //! Memory of the host: whether there is enough for another VM.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
+use super::vm::{VmId, VmState};
 
 /// How long until the host's memory is looked at again when it is short.
 const RECHECK: Duration = Duration::from_secs(1);
+
+/// How long after a session was given a VM its memory is not counted upon as taken: by then a build has unpacked and
+/// compiles, so that the host's available memory shows what it takes.
+const GROWTH: Duration = Duration::from_secs(60);
 
 /// How much the available memory has to change until who waits is told another figure; it changes all the time.
 const NOTABLE_MIB: u64 = 128;
@@ -16,9 +22,9 @@ const NOTABLE_MIB: u64 = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Shortage {
-    /// What the host has, in MiB, roughly.
+    /// What the host has, in MiB, roughly, without what VMs of other pools will still take.
     pub available_mib: u64,
-    /// What it has to have for another VM to start, in MiB.
+    /// What it has to have for another VM to start, in MiB; VMs that are there and have not taken their memory yet included.
     pub needed_mib: u64,
 }
 
@@ -52,14 +58,11 @@ impl Budget {
         self.available_mib = available_mib;
     }
 
-    /// What another VM lacks beside `booting` ones, whose memory is not taken yet; `None` when it may start.
-    pub(super) fn lack(&self, booting: usize, policy: &Policy) -> Option<Shortage> {
+    /// What another VM lacks beside those that have not taken their memory yet; `None` when it may start.
+    pub(super) fn lack(&self, growing: usize, policy: &Policy) -> Option<Shortage> {
         let available_mib = self.available_mib?;
-        let starts = u64::try_from(booting).unwrap_or(u64::MAX).saturating_add(1);
-        let needed_mib = policy
-            .memory_estimate_mib
-            .saturating_mul(starts)
-            .saturating_add(policy.memory_floor_mib);
+        let needed_mib =
+            estimate_mib(growing.saturating_add(1), policy).saturating_add(policy.memory_floor_mib);
         (available_mib < needed_mib).then_some(Shortage {
             available_mib,
             needed_mib,
@@ -88,6 +91,23 @@ impl Budget {
             .as_ref()
             .map(|held_back| held_back.recheck_at)
     }
+}
+
+/// How many VMs have not taken the memory yet that they will take: those that boot, those that nobody uses (a copy that is
+/// ready has a fourth of it), and those whose session has just begun.
+pub(super) fn growing(vms: &BTreeMap<VmId, VmState>, now: Instant) -> usize {
+    let is_growing = |vm: &&VmState| match vm {
+        VmState::Booting { .. } => true,
+        VmState::Ready(vm) => vm.sessions.is_empty() || now < vm.used_since + GROWTH,
+        VmState::Stopping => false,
+    };
+    vms.values().filter(is_growing).count()
+}
+
+/// What this many VMs take, in MiB.
+pub(super) fn estimate_mib(vms: usize, policy: &Policy) -> u64 {
+    let vms = u64::try_from(vms).unwrap_or(u64::MAX);
+    vms.saturating_mul(policy.memory_estimate_mib)
 }
 
 fn is_about(before: Shortage, now: Shortage) -> bool {

@@ -77,6 +77,8 @@ pub enum Action {
         session: SessionId,
         /// Where.
         vm: VmId,
+        /// Whether it may only fetch what was built there: the VM has had its one build.
+        fetch_only: bool,
     },
     /// Tell a session that it gets no VM.
     Reject {

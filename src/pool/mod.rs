@@ -77,10 +77,9 @@ impl Pool {
         self.budget.set_available(available_mib);
     }
 
-    /// The memory, in MiB, of VMs that boot and have not taken it yet.
-    pub fn promised_memory_mib(&self) -> u64 {
-        let booting = u64::try_from(planner::booting(&self.vms)).unwrap_or(u64::MAX);
-        booting.saturating_mul(self.policy.memory_estimate_mib)
+    /// The memory, in MiB, that VMs will take and have not taken yet.
+    pub fn promised_memory_mib(&self, now: Instant) -> u64 {
+        budget::estimate_mib(budget::growing(&self.vms, now), &self.policy)
     }
 
     /// Takes an event and says what to do. Events about sessions and VMs that are gone are nothing new.
@@ -115,7 +114,7 @@ impl Pool {
         if self.mode == Mode::Draining {
             actions.extend(self.reject_waiting(&Rejection::Down));
         }
-        actions.extend(self.assign_waiting());
+        actions.extend(self.assign_waiting(now));
         actions.extend(self.kill_spent());
         actions.extend(self.scale(now));
         actions

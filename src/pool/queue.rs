@@ -111,7 +111,7 @@ impl Pool {
     }
 
     /// Gives VMs to those who wait, first come first; who has to wait for a certain VM holds up nobody.
-    pub(super) fn assign_waiting(&mut self) -> Vec<Action> {
+    pub(super) fn assign_waiting(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         for waiting in std::mem::take(&mut self.queue) {
             let picked = planner::pick(&self.vms, &waiting, &self.policy);
@@ -121,10 +121,16 @@ impl Pool {
                 continue;
             };
             let Waiting { session, claim } = waiting;
+            let fetch_only = vm.has_had_its_build(&self.policy);
             vm.leases.remove(&claim.seat);
             vm.owner = Some(claim.seat.client.clone());
+            vm.used_since = now;
             vm.sessions.insert(session, claim);
-            actions.push(Action::Assign { session, vm: id });
+            actions.push(Action::Assign {
+                session,
+                vm: id,
+                fetch_only,
+            });
         }
         actions
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::policy::{Policy, Reuse};
 use super::vm::{ReadyVm, VmId, VmState};
-use super::{Action, Mode, Pool, planner};
+use super::{Action, Mode, Pool, budget, planner};
 
 /// How long a VM may take to become ready, in all, before the pool gives it up. A VM keeps the boot timeout itself, and
 /// says what it waited for; this is for one that does not. Its start may have to make the template first (a boot, and up to
@@ -18,8 +18,13 @@ impl Pool {
     /// Starts what is missing and stops what is idle too long. Both at once only where a VM of another client is no help.
     pub(super) fn scale(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.boot_missing(now);
-        actions.extend(self.stop_idle(now));
-        actions.extend(self.make_room(now));
+        let mut stops = self.stop_idle(now);
+        stops.extend(self.make_room(now));
+        if !stops.is_empty() {
+            actions.extend(stops);
+            // What goes takes no more memory, which may be what a start lacked.
+            actions.extend(self.boot_missing(now));
+        }
         actions
     }
 
@@ -55,7 +60,8 @@ impl Pool {
         let mut actions = Vec::new();
         let mut lack = None;
         while self.wants_boot() && self.is_allowed_to_try(now) {
-            lack = self.budget.lack(planner::booting(&self.vms), &self.policy);
+            let growing = budget::growing(&self.vms, now);
+            lack = self.budget.lack(growing, &self.policy);
             if lack.is_some() {
                 break;
             }

@@ -60,6 +60,16 @@ fn assign(session: u64, vm: u32) -> Action {
     Action::Assign {
         session: SessionId(session),
         vm: VmId(vm),
+        fetch_only: false,
+    }
+}
+
+/// To a VM that has had its build.
+fn assign_to_fetch(session: u64, vm: u32) -> Action {
+    Action::Assign {
+        session: SessionId(session),
+        vm: VmId(vm),
+        fetch_only: true,
     }
 }
 

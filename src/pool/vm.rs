@@ -34,6 +34,8 @@ pub(super) enum VmState {
 pub(super) struct ReadyVm {
     pub(super) sessions: BTreeMap<SessionId, Claim>,
     pub(super) idle_since: Instant,
+    /// When it was given its latest session; when it became ready, before its first one.
+    pub(super) used_since: Instant,
     /// The client that had it last; none before its first session.
     pub(super) owner: Option<String>,
     /// Seats whose outputs are still to be fetched here, and until when they are waited for. Each keeps a slot free.
@@ -46,6 +48,7 @@ impl VmState {
         Self::Ready(ReadyVm {
             sessions: BTreeMap::new(),
             idle_since: now,
+            used_since: now,
             owner: None,
             leases: BTreeMap::new(),
         })
@@ -104,7 +107,12 @@ impl ReadyVm {
 
     /// Whether it has done all that it may do.
     pub(super) fn is_spent(&self, policy: &Policy) -> bool {
-        self.is_idle() && self.owner.is_some() && policy.reuse == Reuse::Never
+        self.is_idle() && self.has_had_its_build(policy)
+    }
+
+    /// Whether nothing may be built on it any more. Counted by sessions: what the first one does is not known here.
+    pub(super) fn has_had_its_build(&self, policy: &Policy) -> bool {
+        self.owner.is_some() && policy.reuse == Reuse::Never
     }
 
     /// Whether it has a slot that nobody uses and that is kept for nobody.

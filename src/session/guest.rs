@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client::Client;
 use super::park::{MANAGER_GONE, died_before_use};
-use crate::manager::ticket::{SessionTicket, SessionUpdate};
+use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
 use crate::nix::handshake::{ClientProgress, ClientSide};
 use crate::nix::wire::Version;
 use crate::vm::Hop;
@@ -33,8 +33,7 @@ pub(super) enum Joined {
 pub(super) async fn join<R, W>(
     client: &mut Client<R, W>,
     ticket: &mut SessionTicket,
-    vm: &str,
-    hop: &mut Hop,
+    Grant { vm, hop, .. }: &mut Grant,
 ) -> Joined
 where
     R: AsyncRead + Unpin,
@@ -89,7 +88,7 @@ async fn bad_news(ticket: &mut SessionTicket) -> String {
                 return died_before_use(&vm, &cause, &log);
             }
             Some(SessionUpdate::Rejected(text)) => return format!("xpool: {text}"),
-            Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted { .. }) => {}
+            Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_)) => {}
             None => return MANAGER_GONE.to_owned(),
         }
     }

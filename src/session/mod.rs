@@ -7,6 +7,7 @@ mod client;
 mod guest;
 mod park;
 mod splice;
+mod watch;
 
 use std::time::Duration;
 
@@ -100,19 +101,19 @@ where
     };
     // What was there to be fetched before this session is there after one that never got to it.
     ticket.set_unfetched(fetches);
-    let (vm, mut hop) = match park::park(&mut client, &mut ticket, system).await {
-        Parked::Granted { vm, hop } => (vm, hop),
+    let mut grant = match park::park(&mut client, &mut ticket, system).await {
+        Parked::Granted(grant) => grant,
         Parked::Left => return Outcome::LeftWaiting,
         Parked::Failed(text) => {
             drop(ticket);
             return client.fail(&text).await;
         }
     };
-    match guest::join(&mut client, &mut ticket, &vm, &mut hop).await {
-        Joined::Done(early) => splice::splice(client, ticket, vm, hop.stream, early).await,
+    match guest::join(&mut client, &mut ticket, &mut grant).await {
+        Joined::Done(early) => splice::splice(client, ticket, grant, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {
-            drop((hop, ticket));
+            drop((grant, ticket));
             client.fail(&text).await
         }
     }

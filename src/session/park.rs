@@ -6,9 +6,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
-use crate::manager::ticket::{SessionTicket, SessionUpdate};
+use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
 use crate::nix::System;
-use crate::vm::Hop;
 
 /// How often the person who waits sees that the wait is still on, when nothing changes.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
@@ -26,7 +25,7 @@ pub(super) const MANAGER_GONE: &str =
 /// How a wait ended.
 #[derive(Debug)]
 pub(super) enum Parked {
-    Granted { vm: String, hop: Hop },
+    Granted(Grant),
     Left,
     Failed(String),
 }
@@ -57,11 +56,11 @@ where
         match news {
             News::Update(Some(SessionUpdate::Waiting(text))) => wait.is_for(text),
             News::LineIsDue => client.say(&wait.line()).await,
-            News::Update(Some(SessionUpdate::Granted { vm, hop })) => {
+            News::Update(Some(SessionUpdate::Granted(grant))) => {
                 if wait.said.is_some() {
-                    client.say(&format!("xpool: {vm} is ready")).await;
+                    client.say(&format!("xpool: {} is ready", grant.vm)).await;
                 }
-                return Parked::Granted { vm, hop };
+                return Parked::Granted(grant);
             }
             News::Update(Some(SessionUpdate::Rejected(text))) => {
                 return Parked::Failed(format!("xpool: {text}"));

@@ -1,7 +1,8 @@
 //! Sessions over an in-memory client, with the test as the manager and as the guest.
 
+mod fetching;
+
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::manager::ticket::{NewSession, SessionUpdate};
+use crate::manager::ticket::{Grant, NewSession, SessionUpdate};
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
@@ -127,17 +128,18 @@ fn fetch() -> Vec<u8> {
     out
 }
 
-fn unfetched(session: &NewSession) -> bool {
-    session.unfetched.load(Ordering::Acquire)
+async fn grant(session: &NewSession) -> UnixStream {
+    grant_with(session, false).await
 }
 
-async fn grant(session: &NewSession) -> UnixStream {
+async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixStream {
     let (stream, guest) = UnixStream::pair().unwrap();
-    let vm = "riscv64-1".to_owned();
-    let granted = SessionUpdate::Granted {
-        vm,
+    let grant = Grant {
+        vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
+        fetch_only,
     };
+    let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();
     guest
 }
@@ -251,50 +253,6 @@ async fn a_client_that_leaves_within_its_first_number_asks_for_no_vm() {
     rig.shake_hands().await;
     rig.client.write_all(&fetch()[..7]).await.unwrap();
     assert_eq!(rig.leave().await, Outcome::NoDemand);
-}
-
-#[tokio::test]
-async fn what_a_first_operation_asks_for_says_whether_it_fetches() {
-    for (number, fetches) in [
-        (1, true),
-        (26, true),
-        (38, true),
-        (43, true),
-        (9, false),
-        (31, false),
-        (36, false),
-        (39, false),
-        (44, false),
-        (u64::MAX, false),
-    ] {
-        let (_rig, session) = Rig::parked_with(&number.to_le_bytes()).await;
-        assert_eq!(session.request.fetches, fetches, "{number}");
-        assert_eq!(unfetched(&session), fetches, "{number}");
-    }
-}
-
-#[tokio::test]
-async fn a_session_that_built_nothing_leaves_nothing() {
-    let (rig, session, _guest) = Rig::joined().await;
-    rig.leave().await;
-    assert!(!unfetched(&session));
-}
-
-#[tokio::test]
-async fn a_session_that_only_fetches_leaves_what_it_found() {
-    let (rig, session, _guest) = Rig::joined_with(&fetch()).await;
-    rig.leave().await;
-    assert!(unfetched(&session));
-}
-
-#[tokio::test]
-async fn a_session_that_does_something_unknown_may_leave_outputs_even_when_it_is_dropped() {
-    let build_paths = 9_u64.to_le_bytes();
-    let (rig, session, _guest) = Rig::joined_with(&build_paths).await;
-    assert!(!unfetched(&session));
-    rig.ended.abort();
-    session.updates.closed().await;
-    assert!(unfetched(&session));
 }
 
 #[tokio::test]

@@ -132,6 +132,9 @@ pub trait RunningVm: Send + Sync + 'static {
     /// The process that runs the VM, on this machine; `None` once it has ended.
     fn pid(&self) -> Option<u32>;
 
+    /// Whether its end needs no running guest: a clone is thrown away.
+    fn is_disposable(&self) -> bool;
+
     /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill; a clone by `quit` at once. Returns at
     /// once; a second call is the same as one.
     fn power_down(&self);

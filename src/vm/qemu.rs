@@ -170,6 +170,10 @@ impl RunningVm for QemuVm {
         self.machine.pid()
     }
 
+    fn is_disposable(&self) -> bool {
+        self.is_clone
+    }
+
     fn power_down(&self) {
         if self.machine.wish(Wish::Stop) {
             let (agent, qmp) = (self.guest.agent.clone(), self.guest.qmp.clone());

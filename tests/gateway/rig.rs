@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{GatewayConfig, GatewayError, Limits, Slot};
-use xpool::manager::ticket::{NewSession, SessionDesk, SessionUpdate};
+use xpool::manager::ticket::{Grant, NewSession, SessionDesk, SessionUpdate};
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
 use xpool::nix::wire::{Version, put_number, put_strings};
@@ -254,14 +254,18 @@ pub(crate) async fn shake_hands_as_guest(guest: &mut UnixStream) -> Vec<u8> {
 
 /// Gives a session a VM; the guest's end of the hop.
 pub(crate) async fn grant(session: &NewSession) -> UnixStream {
+    grant_with(session, false).await
+}
+
+pub(crate) async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixStream {
     let (stream, guest) = UnixStream::pair().unwrap();
-    let hop = Hop::new(stream);
-    let vm = "riscv64-1".to_owned();
-    session
-        .updates
-        .send(SessionUpdate::Granted { vm, hop })
-        .await
-        .unwrap();
+    let grant = Grant {
+        vm: "riscv64-1".to_owned(),
+        hop: Hop::new(stream),
+        fetch_only,
+    };
+    let granted = SessionUpdate::Granted(grant);
+    session.updates.send(granted).await.unwrap();
     guest
 }
 

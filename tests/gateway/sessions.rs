@@ -8,7 +8,8 @@ use xpool::nix::stderr;
 use xpool::nix::wire::{Version, put_number, put_string};
 
 use crate::rig::{
-    Rig, SLOT, echo_to_all, grant, killed, query, shake_hands, shake_hands_as_guest, within,
+    Rig, SLOT, echo_to_all, grant, grant_with, killed, query, shake_hands, shake_hands_as_guest,
+    within,
 };
 
 const V: Version = Version::PROMISED;
@@ -143,6 +144,31 @@ async fn a_vm_that_dies_within_a_frame_is_told_on_standard_error() {
         its console is in /run/xpool/riscv64-1.log";
     let expected = format!("{text}\n@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"{text}\"}}\n");
     assert_eq!((said, status), (expected, Some(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_fetch_is_refused_on_a_vm_that_has_had_its_build() {
+    let text = "xpool: riscv64-1 has had its build and is only kept until that is fetched; \
+        anything else needs a new connection";
+    let mut rig = Rig::start().await;
+    // A build is refused in the protocol, what is not known on standard error.
+    for (number, told, said) in [
+        (36_u64, stderr::error(V, text), String::new()),
+        (9, Vec::new(), format!("{text}\n")),
+    ] {
+        let (mut client, session) = rig.parked().await;
+        let mut guest = grant_with(&session, true).await;
+        let mut got = shake_hands_as_guest(&mut guest).await;
+        let reply = [stderr::LAST.to_le_bytes(), [0; 8]].concat();
+        guest.write_all(&reply).await.unwrap();
+        client.expect(&reply).await;
+        client.send(&number.to_le_bytes()).await;
+        client.expect(&told).await;
+        drop(client.ssh.stdin.take());
+        assert_eq!(client.ended().await, (said, Some(1)));
+        within(guest.read_to_end(&mut got)).await.unwrap();
+        assert_eq!(got, query(), "the guest has got something else");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

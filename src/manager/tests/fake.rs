@@ -33,6 +33,8 @@ pub(super) struct FakeBackend {
     /// Whether VMs cannot be paused, or resumed.
     pub(super) bad_pauses: Arc<AtomicBool>,
     pub(super) bad_resumes: Arc<AtomicBool>,
+    /// Whether VMs are copies that are thrown away.
+    pub(super) are_disposable: AtomicBool,
     /// What was done to each VM, in the order of their starts.
     vms: Mutex<Vec<Traces>>,
 }
@@ -61,6 +63,7 @@ pub(super) struct FakeVm {
     bad_hops: Arc<AtomicUsize>,
     bad_pauses: Arc<AtomicBool>,
     bad_resumes: Arc<AtomicBool>,
+    is_disposable: bool,
     traces: Traces,
     guest_ends: Mutex<Vec<UnixStream>>,
 }
@@ -93,6 +96,7 @@ impl VmBackend for FakeBackend {
             bad_hops: self.bad_hops.clone(),
             bad_pauses: self.bad_pauses.clone(),
             bad_resumes: self.bad_resumes.clone(),
+            is_disposable: self.are_disposable.load(Ordering::Relaxed),
             guest_ends: Mutex::default(),
         })
     }
@@ -150,6 +154,10 @@ impl RunningVm for FakeVm {
 
     fn pid(&self) -> Option<u32> {
         Some(std::process::id())
+    }
+
+    fn is_disposable(&self) -> bool {
+        self.is_disposable
     }
 
     fn power_down(&self) {

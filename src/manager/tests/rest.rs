@@ -69,6 +69,20 @@ async fn a_paused_vm_is_resumed_to_be_shut_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_paused_vm_that_is_thrown_away_is_not_resumed_for_that() {
+    let fixture = Fixture::new(1);
+    fixture
+        .backend
+        .are_disposable
+        .store(true, Ordering::Relaxed);
+    fixture.handle.up(SYSTEM, 1).await.unwrap();
+    until_paused(&fixture).await;
+    let down = fixture.handle.down(vec![SYSTEM], Down::Drain).await;
+    assert_eq!(down, Ok(Downed::Down));
+    assert_eq!(fixture.backend.calls(0), ["pause", "paused", "power down"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paused_vm_that_cannot_be_resumed_to_be_shut_down_is_killed() {
     let fixture = Fixture::new(1);
     fixture.backend.bad_resumes.store(true, Ordering::Relaxed);

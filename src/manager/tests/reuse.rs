@@ -91,3 +91,30 @@ async fn warm_vms_wait_paused() {
     let status = fixture.until(are_paused).await;
     assert_eq!(status.systems[0].warm, 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_to_a_vm_that_has_had_its_build_may_only_fetch() {
+    for (reuse, expected) in [(Reuse::Never, true), (Reuse::Client, false)] {
+        let fixture = Fixture::with(policy(reuse, 1), "/nonexistent".into());
+        let mut first = fixture.open_by(3, false).await;
+        assert!(!fetch_only(&mut first).await, "nothing was built yet");
+        first.set_unfetched(true);
+        drop(first);
+        let mut second = fixture.open_by(3, true).await;
+        assert_eq!(fetch_only(&mut second).await, expected, "{reuse:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_fetches_what_nobody_has_is_free_on_a_vm_of_its_own() {
+    let fixture = Fixture::new(1);
+    let mut ticket = fixture.open_by(3, true).await;
+    assert!(!fetch_only(&mut ticket).await);
+}
+
+async fn fetch_only(ticket: &mut SessionTicket) -> bool {
+    match verdict(ticket).await {
+        SessionUpdate::Granted(grant) => grant.fetch_only,
+        other => panic!("not granted: {other:?}"),
+    }
+}

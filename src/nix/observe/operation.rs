@@ -126,6 +126,18 @@ impl Operation {
         }
     }
 
+    /// Whether it is a build or a part of one: it builds, or brings what is to be built with.
+    pub fn builds(self) -> bool {
+        match self {
+            Self::BuildDerivation | Self::AddMultipleToStore => true,
+            Self::IsValidPath
+            | Self::QueryPathInfo
+            | Self::QueryValidPaths
+            | Self::NarFromPath
+            | Self::QueryRealisation => false,
+        }
+    }
+
     /// The request's shape.
     pub(super) fn request(self, version: Version) -> &'static [Item] {
         match self {

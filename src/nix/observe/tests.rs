@@ -265,6 +265,21 @@ fn what_is_unknown_ends_the_watching_for_good() {
 }
 
 #[test]
+fn an_operation_is_known_with_the_last_byte_of_its_number() {
+    for (number, operation) in [(36, Some(Operation::BuildDerivation)), (39, None)] {
+        let mut observer = Observer::new(V);
+        let number = message(&[number]);
+        observer.from_client(&number[..7]);
+        assert_eq!((observer.operation(), observer.is_watching()), (None, true));
+        observer.from_client(&number[7..]);
+        let known = operation.is_some();
+        let seen = (observer.operation(), observer.is_watching());
+        assert_eq!(seen, (operation, known));
+        assert_eq!(observer.error_can_be_sent(), known);
+    }
+}
+
+#[test]
 fn an_error_before_the_end_of_an_upload_ends_the_watching() {
     let mut observer = Observer::new(V);
     observer.from_client(&upload()[..30]);

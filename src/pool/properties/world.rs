@@ -1,7 +1,7 @@
 //! A small model of what is around a pool, which knows by counting what may happen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
@@ -23,6 +23,10 @@ pub(super) struct World {
     /// Sessions that wait, in the order of their arrival.
     pub(super) waiting: VecDeque<SessionId>,
     running: BTreeMap<SessionId, VmId>,
+    /// The VM of a session whose client has gone and whose slot is not free yet, as the pool sees it.
+    leaving: Option<VmId>,
+    /// When a VM got its latest session.
+    used_since: BTreeMap<VmId, Instant>,
     claims: BTreeMap<SessionId, Claim>,
     /// Who has been on a VM.
     users: BTreeMap<VmId, BTreeSet<Seat>>,
@@ -42,6 +46,8 @@ impl World {
             vms: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
+            leaving: None,
+            used_since: BTreeMap::new(),
             claims: BTreeMap::new(),
             users: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -135,8 +141,9 @@ impl World {
             self.leases.insert(seat.clone(), (*vm, until));
         }
         self.waiting.retain(|waiting| *waiting != session);
-        self.running.remove(&session);
+        self.leaving = self.running.remove(&session);
         self.send(Event::SessionLeft(session, outputs));
+        self.leaving = None;
         self.send(Event::SessionClosed(session, outputs));
     }
 
@@ -207,7 +214,17 @@ impl World {
     fn perform(&mut self, action: &Action) {
         match action {
             Action::Boot(vm) => self.boot(*vm),
-            Action::Assign { session, vm } => self.assign(*session, *vm),
+            Action::Assign {
+                session,
+                vm,
+                fetch_only,
+            } => {
+                // 17. Under `never`, who comes to a VM that was used may only fetch; nobody else is kept from building.
+                let is_used = self.users.contains_key(vm);
+                let may_build = self.pool.policy.reuse != Reuse::Never || !is_used;
+                assert_eq!(*fetch_only, !may_build, "{session:?} on {vm:?}");
+                self.assign(*session, *vm);
+            }
             Action::Reject { session, .. } => {
                 let before = self.waiting.len();
                 self.waiting.retain(|waiting| waiting != session);
@@ -244,9 +261,13 @@ impl World {
 
     fn boot(&mut self, vm: VmId) {
         assert!(!self.shutting_down, "started {vm:?} in a pool that is down");
-        let booting = self.vms.values().filter(|life| **life == Life::Boots);
+        let growing = self.vms.iter().filter(|(vm, life)| match life {
+            Life::Boots => true,
+            Life::Runs => self.is_growing(**vm),
+            Life::Stops => false,
+        });
         let policy = &self.pool.policy;
-        let starts = booting.count() as u64 + 1;
+        let starts = growing.count() as u64 + 1;
         let needed = policy.memory_floor_mib + policy.memory_estimate_mib * starts;
         // 16. Never a start without memory for it.
         assert!(
@@ -258,6 +279,14 @@ impl World {
         // 1. Never more VMs than allowed.
         let most = self.pool.policy.max_vms.get().max(self.pool.floor);
         assert!(self.vms.len() <= most as usize, "{:?}", self.vms);
+    }
+
+    /// Whether a VM that runs has not taken its memory yet: nobody uses it, or its latest session came less than a minute ago.
+    fn is_growing(&self, vm: VmId) -> bool {
+        let is_busy = self.leaving == Some(vm) || self.running.values().any(|at| *at == vm);
+        let used = self.used_since.get(&vm);
+        let is_new = used.is_some_and(|used| self.now < *used + Duration::from_secs(60));
+        !is_busy || is_new
     }
 
     fn assign(&mut self, session: SessionId, vm: VmId) {
@@ -289,6 +318,7 @@ impl World {
         self.users.entry(vm).or_default().insert(claim.seat);
         self.waiting.remove(place);
         self.running.insert(session, vm);
+        self.used_since.insert(vm, self.now);
     }
 
     /// Whether a VM takes any session of this client.

@@ -48,10 +48,13 @@ fn a_vm_with_unfetched_outputs_is_kept_until_its_lease_ends() {
 fn a_session_that_fetches_gets_the_vm_that_has_it() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     pool.handle(now, unfetched(2));
-    assert_eq!(pool.handle(now, fetch(3, 2)), [assign(3, 2)]);
+    assert_eq!(pool.handle(now, fetch(3, 2)), [assign_to_fetch(3, 2)]);
     assert_eq!(pool.deadline(), None, "the lease is suspended");
     assert_eq!(pool.handle(now, unfetched(3)), []);
-    assert_eq!(pool.handle(now + SECOND, fetch(4, 2)), [assign(4, 2)]);
+    assert_eq!(
+        pool.handle(now + SECOND, fetch(4, 2)),
+        [assign_to_fetch(4, 2)]
+    );
     assert_eq!(pool.handle(now, close(4)), [Action::Kill(VmId(2))]);
 }
 
@@ -60,14 +63,14 @@ fn a_session_that_fetches_waits_until_the_earlier_one_has_closed() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     assert_eq!(pool.handle(now, fetch(3, 1)), []);
     assert_eq!(pool.status(now).queued[0].home, Some(VmId(1)));
-    assert_eq!(pool.handle(now, unfetched(1)), [assign(3, 1)]);
+    assert_eq!(pool.handle(now, unfetched(1)), [assign_to_fetch(3, 1)]);
 }
 
 #[test]
 fn a_session_that_fetches_gets_its_vm_whatever_the_earlier_one_said() {
     let (mut pool, now) = busy(Reuse::Never, 1);
     pool.handle(now, fetch(2, 1));
-    assert_eq!(pool.handle(now, close(1)), [assign(2, 1)]);
+    assert_eq!(pool.handle(now, close(1)), [assign_to_fetch(2, 1)]);
 }
 
 #[test]
@@ -157,7 +160,7 @@ fn down_lets_outputs_be_fetched() {
     let (mut pool, now) = busy(Reuse::Never, 1);
     pool.handle(now, unfetched(1));
     assert_eq!(pool.handle(now, Event::Down(Down::Drain)), []);
-    assert_eq!(pool.handle(now, fetch(2, 1)), [assign(2, 1)]);
+    assert_eq!(pool.handle(now, fetch(2, 1)), [assign_to_fetch(2, 1)]);
     assert_eq!(pool.handle(now, open(3)), [rejected(3)]);
     assert_eq!(pool.handle(now, close(2)), [Action::Kill(VmId(1))]);
 }

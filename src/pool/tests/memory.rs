@@ -3,6 +3,9 @@
 use super::*;
 use crate::pool::budget::Shortage;
 
+/// How long a VM's memory is not counted upon as taken.
+const GROWTH: Duration = Duration::from_secs(60);
+
 /// 512 MiB for each VM that starts, and 1024 that no start may touch.
 fn pool_with_memory(reuse: Reuse, max_vms: u32, available_mib: u64) -> (Pool, Instant) {
     let (mut pool, now) = pool_with(policy(reuse, max_vms));
@@ -37,13 +40,91 @@ fn vms_that_boot_have_not_taken_their_memory_yet() {
     assert_eq!(pool.handle(now, Event::Up(4)), boots);
     let shortage = pool.status(now).shortage.unwrap();
     assert_eq!(shortage.needed_mib, 1024 + 3 * 512);
-    assert_eq!(pool.promised_memory_mib(), 1024);
-    // What they have taken by then, the host says.
-    pool.set_available_memory(Some(2300));
+    assert_eq!(pool.promised_memory_mib(now), 1024);
+    pool.set_available_memory(Some(1024 + 3 * 512));
     assert_eq!(
-        pool.handle(now, Event::VmReady(VmId(1))),
+        pool.handle(now, Event::DeadlineReached),
         [Action::Boot(VmId(3))]
     );
+}
+
+#[test]
+fn vms_that_are_ready_have_not_taken_their_memory_while_nobody_uses_them() {
+    let (mut pool, now) = pool_with_memory(Reuse::Never, 8, 1024 + 3 * 512);
+    assert_eq!(pool.handle(now, Event::Up(8)).len(), 3);
+    for vm in 1..=3 {
+        assert_eq!(pool.handle(now, Event::VmReady(VmId(vm))), []);
+    }
+    let much_later = now + GROWTH * 100;
+    assert_eq!(pool.handle(much_later, Event::DeadlineReached), []);
+    let shortage = pool.status(much_later).shortage.unwrap();
+    assert_eq!(shortage.needed_mib, 1024 + 4 * 512);
+    assert_eq!(pool.promised_memory_mib(much_later), 3 * 512);
+}
+
+#[test]
+fn vms_whose_builds_begin_one_after_another_stop_where_the_memory_will_end() {
+    let (mut pool, now) = pool_with_memory(Reuse::Never, 8, 1024 + 3 * 512);
+    for n in 1..=3 {
+        assert_eq!(
+            pool.handle(now, open(n.into())),
+            [Action::Boot(VmId(n))],
+            "{n}"
+        );
+        let granted = [assign(n.into(), n)];
+        assert_eq!(pool.handle(now, Event::VmReady(VmId(n))), granted);
+    }
+    assert_eq!(pool.handle(now, open(4)), []);
+    // The first ones have taken by now what they take, and the available memory is what is left.
+    let grown = now + GROWTH;
+    let before = grown.checked_sub(Duration::from_millis(1)).unwrap();
+    assert_eq!(pool.handle(before, Event::DeadlineReached), []);
+    assert_eq!(
+        pool.handle(grown, Event::DeadlineReached),
+        [Action::Boot(VmId(4))]
+    );
+    assert_eq!(pool.promised_memory_mib(grown), 512);
+}
+
+#[test]
+fn a_vm_that_waits_for_memory_is_looked_at_again_until_the_others_have_grown() {
+    let (mut pool, now) = pool_with_memory(Reuse::Never, 2, 1024 + 512);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, open(2));
+    let mut at = now;
+    let mut actions = Vec::new();
+    while actions.is_empty() {
+        at = pool.deadline().unwrap();
+        actions = pool.handle(at, Event::DeadlineReached);
+    }
+    assert_eq!((at, actions), (now + GROWTH, vec![Action::Boot(VmId(2))]));
+}
+
+#[test]
+fn a_vm_that_gets_a_further_session_grows_again() {
+    let (mut pool, now) = pool_with_memory(Reuse::Client, 2, 100_000);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    let later = now + GROWTH;
+    assert_eq!(pool.promised_memory_mib(later), 0);
+    pool.handle(later, close(1));
+    assert_eq!(pool.promised_memory_mib(later), 512, "nobody uses it");
+    assert_eq!(pool.handle(later, open(2)), [assign(2, 1)]);
+    assert_eq!(pool.promised_memory_mib(later + SECOND), 512);
+    assert_eq!(pool.promised_memory_mib(later + GROWTH), 0);
+}
+
+#[test]
+fn eight_vms_have_room_in_24_gib() {
+    let host = Policy {
+        up_limit: NonZeroU32::new(64).unwrap(),
+        ..policy(Reuse::Never, 2)
+    };
+    let (mut pool, now) = pool_with(host);
+    pool.set_available_memory(Some(24 * 1024));
+    assert_eq!(pool.handle(now, Event::Up(8)).len(), 8);
+    assert_eq!(pool.status(now).shortage, None);
 }
 
 #[test]
