@@ -7,11 +7,11 @@ use super::vm::{ReadyVm, VmId, VmState};
 use super::{Action, Mode, Pool, budget, planner};
 
 /// How long a VM may take to become ready, in all, before the pool gives it up. A VM keeps the boot timeout itself, and
-/// says what it waited for; this is for one that does not. Its start may have to make the template first (a boot, and up to
-/// three minutes to save it), then a copy of that, and after a copy that failed boot as if there were none: three times the
-/// boot timeout. Verifying an image and making an overlay come before.
+/// says what it waited for; this is for one that does not. Its start may have to make the template first (a boot, up to five
+/// minutes to save it, a copy to try it), then a copy of that, and after a copy that failed boot as if there were none: four
+/// times the boot timeout. Verifying an image and making an overlay come before.
 pub(super) fn longest_start(policy: &Policy) -> Duration {
-    policy.boot_timeout * 3 + Duration::from_secs(5 * 60)
+    policy.boot_timeout * 4 + Duration::from_secs(8 * 60)
 }
 
 impl Pool {

@@ -290,7 +290,7 @@ fn a_start_that_cannot_be_helped_rejects_at_once() {
 fn a_boot_that_takes_too_long_is_given_up() {
     let (mut pool, now) = pool(1);
     pool.handle(now, open(1));
-    let at = now + Policy::default().boot_timeout * 3 + Duration::from_secs(5 * 60);
+    let at = now + Policy::default().boot_timeout * 4 + Duration::from_secs(8 * 60);
     assert_eq!(pool.deadline(), Some(at));
     assert_eq!(
         pool.handle(at, Event::DeadlineReached),
