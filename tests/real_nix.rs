@@ -176,7 +176,9 @@ fn cpu_seconds(pid: u32) -> f64 {
 
 #[test]
 fn a_client_that_is_killed_ends_the_build_in_the_guest_and_frees_the_slot() {
-    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    // A guest that serves on and is not paused has to come to rest by itself.
+    let config = "[pool]\nmax-vms = 1\nreuse = \"always\"\npause = false\n";
+    let (installation, _serving) = started(config);
     let nix = Nix::new(&installation);
     let busy = derivation(
         "riscv64-linux",
@@ -319,7 +321,8 @@ fn a_second_signal_to_the_manager_does_not_wait_for_the_build() {
 
 #[test]
 fn a_manager_that_was_killed_leaves_nothing_once_the_next_one_serves() {
-    let (installation, mut serving) = started("[pool]\nmin-vms = 1\nmax-vms = 1\n");
+    let (installation, mut serving) =
+        started("[systems.riscv64-linux]\nmin-vms = 1\nmax-vms = 1\n");
     let is_ready = || {
         installation
             .list("riscv64-linux", "vms")

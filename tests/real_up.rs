@@ -37,9 +37,12 @@ fn up_starts_everything_and_the_command_that_it_prints_works() {
     assert!(
         installation
             .ok(&["logs", "riscv64-1"])
-            .contains("xpool: guest started")
+            .contains("xpool: this copy of a saved guest is riscv64-1")
     );
-    assert!(installation.ok(&["status"]).contains("riscv64-1  ready"));
+    installation.until(
+        "another VM takes the place of the one that was used",
+        || installation.ok(&["status"]).contains("riscv64-2  ready"),
+    );
     installation.ok(&["down"]);
     assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
     assert_eq!(

@@ -17,9 +17,11 @@ pub struct Nix<'a> {
 impl<'a> Nix<'a> {
     pub fn new(installation: &'a Installation) -> Self {
         let store = installation.path().join("client");
-        // Sandbox paths are for the builds on this machine that others are compared with: its shell.
+        // Sandbox paths are for the builds on this machine that others are compared with: its shell. A client that has more
+        // builds than slots asks for one again after the interval; its own default is five seconds.
         let conf = format!(
-            "substitute = false\nbuild-users-group =\nsandbox-paths = {}\nexperimental-features = nix-command\n",
+            "substitute = false\nbuild-users-group =\nsandbox-paths = {}\nexperimental-features = nix-command\n\
+             build-poll-interval = 1\n",
             host_paths()
         );
         fs::write(installation.path().join("nix.conf"), conf).unwrap();
@@ -32,18 +34,22 @@ impl<'a> Nix<'a> {
 
     /// `nix-build` of an expression, ready to run, in a process group of its own.
     pub fn build(&self, expression: &str) -> Command {
-        let ssh_config = self.installation.state().join("ssh_config");
-        let mut command = Command::new("nix-build");
+        let mut command = self.program("nix-build");
+        command.arg("--store").arg(&self.store).args([
+            "--no-out-link",
+            "--builders",
+            &self.machines,
+            "-E",
+            expression,
+        ]);
         command
-            .arg("--store")
-            .arg(&self.store)
-            .args([
-                "--no-out-link",
-                "--builders",
-                &self.machines,
-                "-E",
-                expression,
-            ])
+    }
+
+    /// A program of Nix's that finds the gateway, in a process group of its own.
+    pub fn program(&self, name: &str) -> Command {
+        let ssh_config = self.installation.state().join("ssh_config");
+        let mut command = Command::new(name);
+        command
             .env("NIX_SSHOPTS", format!("-F {}", ssh_config.display()))
             .env("NIX_CONF_DIR", self.installation.path())
             .env("HOME", self.installation.path())
