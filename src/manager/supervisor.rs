@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -149,6 +150,10 @@ async fn serve<V: RunningVm>(
                 match ended {
                     Ok(()) => news(VmNews::SlotFree(session)),
                     Err(error) => {
+                        // A VM that has ended closes no port, and its end says why.
+                        if let Some(exit) = vm.ended().now_or_never() {
+                            break exit;
+                        }
                         warn!(session = session.0, error, "the VM does not do what it should and is ended");
                         broken.get_or_insert(error);
                         vm.kill();

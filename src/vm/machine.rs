@@ -205,7 +205,7 @@ async fn remove(dir: TempDir) {
         .await
         .is_err()
     {
-        tracing::warn!("a VM's folder is still being removed");
+        tracing::info!("a VM's folder is still being removed");
     }
 }
 
