@@ -265,6 +265,8 @@ async fn all_that_a_guest_sent_arrives_before_the_end() {
          until [ -S socket ]; do sleep 0.1; done"
     );
     in_guest(&vm, &talker).await;
+    // The hop that showed that the VM serves leads to the daemon.
+    soon("the slot", vm.slot_released(0)).await.unwrap();
     for _ in 0..5 {
         let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
         // Nobody reads meanwhile, so QEMU has to hold back.
