@@ -9,6 +9,7 @@ use super::{Context, image, parse_system, start};
 use crate::config::Config;
 use crate::control::Up;
 use crate::control::client::Client;
+use crate::image::Image;
 use crate::image::store::ImageError;
 use crate::manager::status::{Status, SystemStatus, VmView};
 use crate::nix::System;
@@ -33,7 +34,7 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
     let config = context.config()?;
     check_host(&config, system, count).await?;
     let cancel = image::cancel_on_signals()?;
-    match image::check(context, system).await {
+    match find_image(context, system).await {
         Ok(_) => {}
         Err(ImageError::Missing(_)) => {
             image::make(context, system, &cancel).await?;
@@ -50,6 +51,17 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
     }
     context.printer.say(&next_steps(context, system)?);
     Ok(())
+}
+
+/// The image in use. A manager that runs reads every byte of an image itself, and again only when it has changed.
+async fn find_image(context: &Context, system: System) -> Result<Image, ImageError> {
+    if Client::connect(&context.paths.control_socket())
+        .await
+        .is_ok()
+    {
+        return image::current(context, system);
+    }
+    image::check(context, system).await
 }
 
 /// What is missing is said before anything is started.
