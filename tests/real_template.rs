@@ -148,49 +148,41 @@ fn another_qemu_or_profile_makes_another_template_and_says_why() {
     );
 }
 
-#[test]
-fn where_nothing_can_be_restored_vms_boot_from_their_image_as_before() {
+/// An installation whose QEMU refuses to run with arguments like these (a shell pattern), and says so.
+fn with_qemu_that_refuses(pattern: &str) -> Installation {
     let installation = Installation::with_own_templates(CONFIG);
     let qemu = installation.path().join("qemu-system-riscv64");
-    let refuse = "case \"$*\" in *-incoming*) echo no restoring here >&2; exit 1 ;; esac";
-    write_program(
-        &qemu,
-        &format!("#!/bin/sh\n{refuse}\nexec qemu-system-riscv64 \"$@\"\n"),
-    );
+    let refuse = format!("case \"$*\" in {pattern}) echo it was refused >&2; exit 1 ;; esac");
+    let run_it = "exec qemu-system-riscv64 \"$@\"";
+    write_program(&qemu, &format!("#!/bin/sh\n{refuse}\n{run_it}\n"));
     use_qemu(&installation, &qemu);
-    let _serving = installation.serve();
-    let warned = up_and_down(&installation);
-    let [warning] = &warned[..] else {
+    installation
+}
+
+#[track_caller]
+fn assert_warned_once(warned: &[String], of: &str) {
+    let [warning] = warned else {
         panic!("{warned:?}")
     };
-    assert!(
-        warning.contains("riscv64-linux has no template") && warning.contains("no restoring here"),
-        "{warning}"
-    );
+    let says = |text| warning.contains(text);
+    assert!(says(of) && says("it was refused"), "{warning}");
+}
+
+#[test]
+fn where_nothing_can_be_restored_vms_boot_from_their_image_as_before() {
+    let installation = with_qemu_that_refuses("*-incoming*");
+    let _serving = installation.serve();
+    assert_warned_once(&up_and_down(&installation), "riscv64-linux has no template");
     assert_eq!(up_and_down(&installation), [""; 0], "said once");
     assert!(folders(&installation).is_empty());
 }
 
 #[test]
 fn a_vm_whose_restoring_fails_boots_from_its_image_and_the_template_stays() {
-    let installation = Installation::with_own_templates(CONFIG);
-    let qemu = installation.path().join("qemu-system-riscv64");
     // The clone that proves the template is restored, and so is every one after the first.
-    let refuse = "case \"$*\" in *riscv64-1\\ *-incoming*) echo not this one >&2; exit 1 ;; esac";
-    write_program(
-        &qemu,
-        &format!("#!/bin/sh\n{refuse}\nexec qemu-system-riscv64 \"$@\"\n"),
-    );
-    use_qemu(&installation, &qemu);
+    let installation = with_qemu_that_refuses("*riscv64-1\\ *-incoming*");
     let _serving = installation.serve();
-    let warned = up_and_down(&installation);
-    let [warning] = &warned[..] else {
-        panic!("{warned:?}")
-    };
-    assert!(
-        warning.contains("riscv64-1 could not be cloned") && warning.contains("not this one"),
-        "{warning}"
-    );
+    assert_warned_once(&up_and_down(&installation), "riscv64-1 could not be cloned");
     let template = the_template(&installation);
     assert_eq!(up_and_down(&installation), [""; 0]);
     assert_eq!(the_template(&installation), template);
