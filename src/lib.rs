@@ -18,4 +18,5 @@ pub mod serve;
 pub mod session;
 pub mod shutdown;
 pub mod state;
+pub mod store;
 pub mod vm;

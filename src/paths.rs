@@ -129,6 +129,11 @@ impl Paths {
         self.state.join("vms")
     }
 
+    /// An empty folder, for VMs to see where this machine has no store yet.
+    pub fn no_store(&self) -> PathBuf {
+        self.state.join("no-store")
+    }
+
     /// What can be made again: images and templates.
     pub fn cache(&self) -> &Path {
         &self.cache

@@ -26,6 +26,7 @@ use crate::nix::wire::Version;
 use crate::paths::Paths;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
+use crate::store::{HostStore, StorePlace};
 use crate::vm::host::KnownQemus;
 use crate::vm::template::shelf;
 use crate::vm::{Qemu, VmSpec, host, leftovers};
@@ -75,7 +76,11 @@ pub async fn run(
         gateway: listen,
     };
     info!(state = %paths.state().display(), gateway = %listen, "serving");
-    let factory = factory(&config, paths);
+    let store = Arc::new(HostStore::new(StorePlace {
+        root: config.store_root.clone(),
+        search_path: config.search_path.clone(),
+    }));
+    let factory = factory(&config, paths, store);
     let policies = config
         .systems
         .iter()
@@ -187,7 +192,7 @@ fn promise() -> Promise {
     }
 }
 
-fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
+fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Qemu> {
     let images = VerifiedImages {
         store: ImageStore::new(paths.images()),
         seen: Mutex::default(),
@@ -195,6 +200,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
     let qemus = KnownQemus::default();
     let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
+    let seen_store = store.clone();
     let spec = move |system: System, name: &str| -> Result<VmSpec> {
         let pool = config
             .systems
@@ -214,6 +220,8 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
+            // Where there is no store yet there will be, and templates need not be made anew for that.
+            store: Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
             templates: pool.template.then(|| paths.templates()),
             pauses: pool.pause,
             private_parent: paths.vms(),
@@ -224,6 +232,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
     };
     VmFactory {
         backend: Arc::new(Qemu::default()),
+        store: Some(store),
         spec: Arc::new(spec),
         console_log: Arc::new(move |name| log_paths.console_log(name)),
     }

@@ -39,7 +39,12 @@ pub fn prepare(paths: &Paths) -> Result<()> {
             "the state folder `{text}` has white space in its name, which Nix cannot read; name another one with `--state-dir`"
         );
     }
-    for dir in [paths.state().to_owned(), paths.logs(), paths.vms()] {
+    for dir in [
+        paths.state().to_owned(),
+        paths.logs(),
+        paths.vms(),
+        paths.no_store(),
+    ] {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -212,6 +212,7 @@ mod tests {
             client: "127.0.0.1:5".to_owned(),
             vm: vm.map(str::to_owned),
             activity: activity.to_owned(),
+            inputs: None,
             age_s: 30,
         };
         let system = SystemStatus {

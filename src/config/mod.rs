@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::ConfigError;
@@ -28,6 +28,8 @@ use crate::pool::policy::Policy;
 pub struct Config {
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
+    pub store_root: Option<PathBuf>,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
     /// Where programs are looked for: the value of PATH.
@@ -137,11 +139,27 @@ impl Config {
                 .map_err(|message| ConfigError::value(file, text, listen.span(), message))?,
             None => DEFAULT_LISTEN,
         };
+        let root = raw.store.root.as_ref().map(|root| {
+            parse_root(root.get_ref())
+                .map_err(|message| ConfigError::value(file, text, root.span(), message))
+        });
         Ok(Self {
             listen,
+            store_root: root.transpose()?,
             systems,
             search_path: host.search_path.clone(),
         })
+    }
+}
+
+fn parse_root(given: &str) -> Result<PathBuf, String> {
+    let root = PathBuf::from(given);
+    if root.is_absolute() {
+        Ok(root)
+    } else {
+        Err(format!(
+            "`root` is `{given}` but must be an absolute path, the one that Nix is given as `--store`"
+        ))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::pool::policy::Reuse;
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
+    pub(super) store: RawStore,
     /// For every system.
     pub(super) pool: RawPool,
     pub(super) systems: RawSystems,
@@ -21,6 +22,12 @@ pub(super) struct RawConfig {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawGateway {
     pub(super) listen: Option<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawStore {
+    pub(super) root: Option<toml::Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,6 +7,7 @@ mod handle;
 pub mod memory;
 mod rest;
 mod session;
+mod sharing;
 pub mod status;
 mod supervisor;
 mod system;
@@ -36,6 +37,7 @@ use crate::nix::System;
 use crate::pool::policy::Policy;
 use crate::pool::{Down, Event, SessionId, VmId};
 use crate::shutdown::Shutdown;
+use crate::store::HostStore;
 use crate::vm::{VmBackend, VmSpec};
 
 /// Makes what it takes to run a VM of a system, by name; an error says what is missing and what to do.
@@ -45,6 +47,8 @@ pub type SpecMaker = dyn Fn(System, &str) -> anyhow::Result<VmSpec> + Send + Syn
 pub struct VmFactory<B> {
     /// Starts them.
     pub backend: Arc<B>,
+    /// The store that VMs see, where they see one.
+    pub store: Option<Arc<HostStore>>,
     /// Called off the manager's task, so it may take its time.
     pub spec: Arc<SpecMaker>,
     /// Where the console log of a VM of this name is.
@@ -55,6 +59,7 @@ impl<B> Clone for VmFactory<B> {
     fn clone(&self) -> Self {
         Self {
             backend: self.backend.clone(),
+            store: self.store.clone(),
             spec: self.spec.clone(),
             console_log: self.console_log.clone(),
         }
@@ -97,7 +102,10 @@ impl<B: VmBackend> Manager<B> {
         policies: BTreeMap<System, Policy>,
         factory: &VmFactory<B>,
     ) -> (Self, ManagerHandle) {
-        let (desk, new_sessions) = SessionDesk::channel();
+        let (mut desk, new_sessions) = SessionDesk::channel();
+        if let Some(store) = &factory.store {
+            desk = desk.with_store(store.clone());
+        }
         let (to_manager, commands) = mpsc::channel(64);
         // Unbounded, so that no task the manager waits for ever waits for the manager. Its senders are the tasks of VMs
         // and sessions, of which there is a bounded number, and each says a few things per session.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::status::InputsView;
 use super::ticket::{SessionRequest, SessionUpdate};
 use super::{News, SessionNews};
 use crate::nix::System;
@@ -26,6 +27,8 @@ pub(super) struct ManagedSession {
     /// How often its VM ended before that.
     pub(super) returns: u32,
     pub(super) activity: String,
+    /// What it was given of this machine's store.
+    pub(super) inputs: Option<InputsView>,
 }
 
 /// How often a session may lose its VM before it has used it: enough for an accident, too little for a circle.

@@ -93,6 +93,18 @@ pub struct SessionView {
     pub vm: Option<String>,
     /// What it does, or what it waits for.
     pub activity: String,
+    /// Which of its inputs are shared; `None` before it has any, and where all are copied.
+    pub inputs: Option<InputsView>,
     /// Whole seconds since it came.
     pub age_s: u64,
+}
+
+/// What a session asked for and did not have to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InputsView {
+    /// Paths that it asked for.
+    pub asked: usize,
+    /// Those of them that its VM sees in this machine's store.
+    pub shared: usize,
 }

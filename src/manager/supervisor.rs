@@ -1,5 +1,6 @@
 //! One task per VM: boot it, open sessions in it, stop it, and tell the manager. Decides nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::rest::{REST_AFTER, RestingVm};
+use super::sharing::Sharing;
+use super::status::InputsView;
+use super::ticket::InputsTaker;
 use crate::pool::{Exit, Retry, SessionId};
 use crate::vm::{Hop, RunningVm, VmBackend, VmExit, VmSpec};
 
@@ -44,8 +48,10 @@ pub(super) enum VmNews {
     PauseFailed(String),
     /// They go on.
     Resumed,
-    /// A session's way in is open.
-    HopOpened(SessionId, Hop),
+    /// A session's way in is open, and inputs may be handed over there.
+    HopOpened(SessionId, Hop, Option<InputsTaker>),
+    /// A session's inputs are in the guest.
+    InputsGiven(SessionId, InputsView),
     /// A session's way in could not be opened; the VM is being ended.
     HopFailed(SessionId, String),
     /// A session's slot can be used again.
@@ -65,28 +71,36 @@ pub(super) async fn supervise<B: VmBackend>(
     news: impl Fn(VmNews) + Clone + Send + Sync + 'static,
 ) {
     let exit = match start(&*backend, make_spec, &mut commands, &news).await {
-        Ok((vm, pauses)) => {
+        Ok(Started { vm, pauses, store }) => {
             news(VmNews::Ready(vm.pid()));
-            serve(Arc::new(vm), pauses, commands, &news).await
+            serve(Arc::new(vm), pauses, store, commands, &news).await
         }
         Err(exit) => exit,
     };
     news(VmNews::Ended(exit));
 }
 
-/// The VM, and whether it is paused while nobody is in it.
+/// A VM that can serve.
+struct Started<V> {
+    vm: V,
+    /// Whether it is paused while nobody is in it.
+    pauses: bool,
+    /// The folder of store paths that its guest sees.
+    store: Option<PathBuf>,
+}
+
 async fn start<B: VmBackend>(
     backend: &B,
     make_spec: MakeSpec,
     commands: &mut mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
-) -> Result<(B::Vm, bool), Exit> {
+) -> Result<Started<B::Vm>, Exit> {
     let spec = match tokio::task::spawn_blocking(make_spec).await {
         Ok(Ok(spec)) => spec,
         Ok(Err(error)) => return Err(failed(&error, Retry::Pointless)),
         Err(panic) => return Err(failed(&panic.into(), Retry::Pointless)),
     };
-    let pauses = spec.pauses;
+    let (pauses, store) = (spec.pauses, spec.store.clone());
     let abort = CancellationToken::new();
     let tell = news.clone();
     let progress = move |stage: &str| tell(VmNews::Stage(stage.to_owned()));
@@ -94,9 +108,11 @@ async fn start<B: VmBackend>(
     loop {
         tokio::select! {
             booted = &mut boot => {
-                return booted.map(|vm| (vm, pauses)).map_err(|error| {
-                    if abort.is_cancelled() { Exit::Stopped } else { failed(&error, Retry::Later) }
-                });
+                return match booted {
+                    Ok(vm) => Ok(Started { vm, pauses, store }),
+                    Err(_) if abort.is_cancelled() => Err(Exit::Stopped),
+                    Err(error) => Err(failed(&error, Retry::Later)),
+                };
             }
             command = commands.recv(), if !abort.is_cancelled() => match command {
                 Some(VmCommand::PowerDown | VmCommand::Kill) | None => abort.cancel(),
@@ -117,10 +133,12 @@ fn failed(error: &anyhow::Error, retry: Retry) -> Exit {
 async fn serve<V: RunningVm>(
     vm: Arc<V>,
     pauses: bool,
+    store: Option<PathBuf>,
     mut commands: mpsc::UnboundedReceiver<VmCommand>,
     news: &(impl Fn(VmNews) + Clone + Send + Sync + 'static),
 ) -> Exit {
     let resting = Arc::new(RestingVm::new(vm.clone(), news.clone()));
+    let sharing = Arc::new(Sharing::new(store));
     let mut slots = Slots::default();
     let mut sessions = JoinSet::new();
     // Pauses and ends that are under way. They wait for the VM's monitor, and nothing waits for them.
@@ -136,7 +154,7 @@ async fn serve<V: RunningVm>(
                 Some(VmCommand::Open(session)) => {
                     rest_at = None;
                     let (slot, release) = slots.take(session);
-                    sessions.spawn(serve_session(resting.clone(), slot, session, release, news.clone()));
+                    sessions.spawn(serve_session(resting.clone(), sharing.clone(), slot, session, release, news.clone()));
                 }
                 Some(VmCommand::Release(session)) => slots.release(session),
                 Some(VmCommand::PowerDown) => {
@@ -200,25 +218,42 @@ async fn power_down<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
 
 async fn serve_session<V: RunningVm, N: Fn(VmNews)>(
     vm: Arc<RestingVm<V, N>>,
+    sharing: Arc<Sharing>,
     slot: u32,
     session: SessionId,
-    release: oneshot::Receiver<()>,
+    mut release: oneshot::Receiver<()>,
     news: impl Fn(VmNews) + Send + Sync,
 ) -> (SessionId, Result<(), String>) {
     let hop = match vm.enter().await {
         Ok(()) => vm.vm().open_hop(slot).await,
         Err(error) => Err(error),
     };
+    let (taker, mut inputs) = InputsTaker::channel();
     match hop {
-        Ok(hop) => news(VmNews::HopOpened(session, hop)),
+        Ok(hop) => {
+            let taker = sharing.is_possible().then_some(taker);
+            news(VmNews::HopOpened(session, hop, taker));
+        }
         Err(error) => {
             let error = format!("no session could be opened in the guest: {error:#}");
             news(VmNews::HopFailed(session, error.clone()));
             return (session, Err(error));
         }
     }
-    // An error means that the supervisor is gone, which ends this task as well.
-    let _ = release.await;
+    loop {
+        tokio::select! {
+            // An error means that the supervisor is gone, which ends this task as well.
+            _ = &mut release => break,
+            // What was begun is ended: nobody knows what a guest says next that was asked halfway.
+            Some((inputs, given)) = inputs.recv() => {
+                if let Some(view) = sharing.give(vm.vm(), inputs).await {
+                    news(VmNews::InputsGiven(session, view));
+                }
+                // A session that has gone does not want to know.
+                let _ = given.send(());
+            }
+        }
+    }
     debug!(
         session = session.0,
         slot, "waiting for the guest to close the session"

@@ -107,6 +107,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             has_hop: false,
             returns: 0,
             activity: String::new(),
+            inputs: None,
         };
         let claim = session.claim();
         self.sessions.insert(id, session);
@@ -225,7 +226,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                     error, "the VM cannot be paused and runs on"
                 );
             }
-            VmNews::HopOpened(session, hop) => {
+            VmNews::HopOpened(session, hop, inputs) => {
                 // A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
                 if let (Some(session), Some(vm)) =
                     (self.sessions.get_mut(&session), self.vms.get(&id))
@@ -235,7 +236,19 @@ impl<B: VmBackend> ManagedSystem<B> {
                         vm: vm.name.clone(),
                         hop,
                         fetch_only: session.fetch_only,
+                        inputs: inputs.filter(|_| !session.fetch_only),
                     }));
+                }
+            }
+            VmNews::InputsGiven(session, view) => {
+                info!(
+                    session = session.0,
+                    asked = view.asked,
+                    shared = view.shared,
+                    "inputs"
+                );
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.inputs = Some(view);
                 }
             }
             VmNews::HopFailed(session, error) => {

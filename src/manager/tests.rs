@@ -42,6 +42,7 @@ impl Fixture {
         let backend = Arc::new(FakeBackend::default());
         let factory = VmFactory {
             backend: backend.clone(),
+            store: None,
             spec: Arc::new(|_, name| Ok(spec(name))),
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),
         };

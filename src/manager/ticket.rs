@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::nix::System;
+use crate::store::{HostStore, Inputs};
 use crate::vm::Hop;
 
 /// What a front end says about a session that wants a VM.
@@ -55,6 +56,34 @@ pub struct Grant {
     /// Whether nothing may be built on it any more, nor brought to it: it has had its one build, and is kept for who fetches
     /// that. A claim is judged by a session's first operation, so the front end has to look at all others.
     pub fetch_only: bool,
+    /// Where inputs that this machine's store has are handed over, for a VM that sees the store.
+    pub inputs: Option<InputsTaker>,
+}
+
+/// Inputs on their way into a VM, and where to tell that they are there.
+pub(super) type InputsForVm = (Inputs, oneshot::Sender<()>);
+
+/// Has inputs registered in a VM.
+#[derive(Debug)]
+pub struct InputsTaker {
+    to_vm: mpsc::Sender<InputsForVm>,
+}
+
+impl InputsTaker {
+    /// One, and the end at which the VM's supervisor receives.
+    pub(super) fn channel() -> (Self, mpsc::Receiver<InputsForVm>) {
+        let (to_vm, inputs) = mpsc::channel(1);
+        (Self { to_vm }, inputs)
+    }
+
+    /// Returns when the guest has them, or when it will not.
+    pub async fn take(self, inputs: Inputs) {
+        let (given, is_given) = oneshot::channel();
+        if self.to_vm.send((inputs, given)).await.is_ok() {
+            // Without an answer the VM is gone, which the session hears otherwise.
+            let _ = is_given.await;
+        }
+    }
 }
 
 /// A session's place in the pool. Dropping it ends the session, whether it still waits or not.
@@ -101,6 +130,7 @@ pub struct NewSession {
 #[derive(Clone, Debug)]
 pub struct SessionDesk {
     to_manager: mpsc::Sender<NewSession>,
+    store: Option<Arc<HostStore>>,
 }
 
 /// The manager is not there any more.
@@ -113,7 +143,25 @@ impl SessionDesk {
     pub fn channel() -> (Self, mpsc::Receiver<NewSession>) {
         // Full only while the manager is busy with one event; a front end then waits for a moment.
         let (to_manager, new_sessions) = mpsc::channel(64);
-        (Self { to_manager }, new_sessions)
+        let desk = Self {
+            to_manager,
+            store: None,
+        };
+        (desk, new_sessions)
+    }
+
+    /// The same, where VMs see this machine's store.
+    #[must_use]
+    pub fn with_store(self, store: Arc<HostStore>) -> Self {
+        Self {
+            store: Some(store),
+            ..self
+        }
+    }
+
+    /// The store that a session's VM will see; `None` where it sees none.
+    pub fn store(&self, _request: &SessionRequest) -> Option<Arc<HostStore>> {
+        self.store.clone()
     }
 
     /// Queues a session.

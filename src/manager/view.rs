@@ -63,6 +63,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             client: session.request.client.clone(),
             vm: session.vm.map(|vm| self.vm_name(vm)),
             activity: session.activity.clone(),
+            inputs: session.inputs,
             age_s: now.saturating_duration_since(session.opened).as_secs(),
         }
     }

@@ -163,10 +163,12 @@ impl ServerSide {
     }
 }
 
-/// The client's side, towards a guest.
+/// The client's side, towards a guest or towards a daemon of this machine.
 #[derive(Debug)]
 pub struct ClientSide {
     version: Version,
+    /// What the other side has to speak at least.
+    least: Version,
     received: Vec<u8>,
 }
 
@@ -177,7 +179,9 @@ pub enum ClientProgress {
     More,
     /// The handshake is over.
     Done {
-        /// The Nix version of the guest, where it says so (1.33).
+        /// What both speak.
+        version: Version,
+        /// The Nix version of the other side, where it says so (1.33).
         nix: Option<String>,
         /// What came after the handshake.
         rest: Vec<u8>,
@@ -189,6 +193,16 @@ impl ClientSide {
     pub fn new(version: Version) -> Self {
         Self {
             version,
+            least: version,
+            received: Vec::new(),
+        }
+    }
+
+    /// Speaks what the other side does, where that is not newer than what xpool knows.
+    pub fn negotiating() -> Self {
+        Self {
+            version: Version::PROMISED,
+            least: Version::OLDEST,
             received: Vec::new(),
         }
     }
@@ -207,10 +221,10 @@ impl ClientSide {
     pub fn receive(&mut self, bytes: &[u8]) -> Result<ClientProgress, HandshakeError> {
         self.received.extend_from_slice(bytes);
         let mut reader = Reader::new(&self.received);
-        match read_greeting(&mut reader, self.version) {
-            Ok(nix) => {
+        match read_greeting(&mut reader, self.version, self.least) {
+            Ok((version, nix)) => {
                 let rest = self.received.split_off(reader.position());
-                Ok(ClientProgress::Done { nix, rest })
+                Ok(ClientProgress::Done { version, nix, rest })
             }
             Err(HandshakeError::Malformed(WireError::Incomplete)) => Ok(ClientProgress::More),
             Err(error) => Err(error),
@@ -227,16 +241,18 @@ fn negotiate(client: Version, promised: Version) -> Result<Version, HandshakeErr
 
 fn read_greeting(
     reader: &mut Reader<'_>,
-    version: Version,
-) -> Result<Option<String>, HandshakeError> {
+    wanted: Version,
+    least: Version,
+) -> Result<(Version, Option<String>), HandshakeError> {
     read_magic(reader, SERVER_MAGIC)?;
-    let guest = read_version(reader)?;
-    if guest < version {
+    let found = read_version(reader)?;
+    if found < least {
         return Err(HandshakeError::GuestTooOld {
-            found: guest,
-            promised: version,
+            found,
+            promised: least,
         });
     }
+    let version = wanted.min(found);
     let nix = if version.has(33) {
         Some(read_text(reader)?)
     } else {
@@ -247,7 +263,7 @@ fn read_greeting(
     }
     for _ in 0..MAX_LINES {
         match reader.number().map_err(HandshakeError::Malformed)? {
-            stderr::LAST => return Ok(nix),
+            stderr::LAST => return Ok((version, nix)),
             stderr::NEXT => drop(read_text(reader)?),
             stderr::ERROR => return Err(HandshakeError::Refused(read_error(reader, version)?)),
             other => return Err(HandshakeError::WrongFrame(other)),

@@ -4,7 +4,9 @@ pub mod handshake;
 pub mod machines;
 pub mod nar_walk;
 pub mod observe;
+pub mod queries;
 pub mod stderr;
+pub mod store_path;
 pub mod walk;
 pub mod wire;
 

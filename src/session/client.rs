@@ -8,10 +8,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::Outcome;
 use crate::nix::handshake::{HandshakeError, Promise, ServerProgress, ServerSide};
 use crate::nix::stderr;
-use crate::nix::wire::{Reader, Version};
+use crate::nix::wire::{Reader, Version, WireError};
 
 /// How many bytes are held for a guest that is not there yet. After that the client has to wait.
 const MAX_HELD: usize = 64 * 1024;
+
+/// How many bytes a first request may have that is looked at: a hundred thousand paths.
+const MAX_REQUEST: usize = 32 * 1024 * 1024;
 
 /// How long a client that was told of a failure may take to leave. It closes at once; without the wait, one that still
 /// writes would meet a closed stream before it reads the reason.
@@ -26,6 +29,8 @@ pub(super) struct Client<R, W> {
     pub(super) version: Version,
     /// What it sent and no guest has received.
     pub(super) held: Vec<u8>,
+    /// How much of that there may be.
+    room: usize,
 }
 
 /// How a client's handshake went.
@@ -67,6 +72,7 @@ where
                 writer,
                 version,
                 held,
+                room: MAX_HELD,
             });
         }
     }
@@ -89,9 +95,29 @@ where
         }
     }
 
+    /// Waits until the first request is there in full, and gives what `read` makes of it. `None` if the client leaves before,
+    /// or if it is no such request.
+    pub(super) async fn whole_request<T>(
+        &mut self,
+        read: impl Fn(&[u8]) -> Result<T, WireError>,
+    ) -> Option<T> {
+        let read = loop {
+            match read(&self.held) {
+                Err(WireError::Incomplete) if self.held.len() < MAX_REQUEST => {}
+                read => break read,
+            }
+            if let Ok(0) | Err(_) = self.reader.read_buf(&mut self.held).await {
+                return None;
+            }
+        };
+        // It now waits for the reply, and what it sends beside shows that it is still there.
+        self.room = self.held.len() + MAX_HELD;
+        read.ok()
+    }
+
     /// Holds what the client sends, and returns when it has left. Cancel safe.
     pub(super) async fn left(&mut self) {
-        while self.held.len() < MAX_HELD {
+        while self.held.len() < self.room {
             if let Ok(0) | Err(_) = self.reader.read_buf(&mut self.held).await {
                 return;
             }

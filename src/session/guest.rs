@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client::Client;
+use super::inputs::LookUp;
 use super::park::{MANAGER_GONE, died_before_use};
 use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
 use crate::nix::handshake::{ClientProgress, ClientSide};
@@ -29,19 +30,28 @@ pub(super) enum Joined {
     Failed(String),
 }
 
-/// Takes the client's part in the handshake with the guest.
+/// Takes the client's part in the handshake with the guest, and meanwhile gives the guest what it need not be sent.
 pub(super) async fn join<R, W>(
     client: &mut Client<R, W>,
     ticket: &mut SessionTicket,
-    Grant { vm, hop, .. }: &mut Grant,
+    Grant {
+        vm, hop, inputs, ..
+    }: &mut Grant,
+    look_up: Option<LookUp>,
 ) -> Joined
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let version = client.version;
+    let hand_over = async {
+        if let (Some(look_up), Some(taker)) = (look_up, inputs.take()) {
+            look_up.hand_over(taker).await;
+        }
+    };
+    let greet = tokio::time::timeout(JOIN_DEADLINE, greet(hop, version));
     tokio::select! {
-        greeted = tokio::time::timeout(JOIN_DEADLINE, greet(hop, version)) => match greeted {
+        (greeted, ()) = async { tokio::join!(greet, hand_over) } => match greeted {
             Ok(Ok(rest)) => Joined::Done(rest),
             Ok(Err(error)) => Joined::Failed(format!("xpool: cannot use {vm}: {error:#}")),
             Err(_) => Joined::Failed(format!(
@@ -63,7 +73,7 @@ async fn greet(hop: &mut Hop, version: Version) -> anyhow::Result<Vec<u8>> {
         .await
         .context("the connection to its nix-daemon broke")?;
     loop {
-        if let ClientProgress::Done { nix, rest } = side.receive(&received)? {
+        if let ClientProgress::Done { nix, rest, .. } = side.receive(&received)? {
             tracing::debug!(?nix, "guest joined");
             return Ok(rest);
         }

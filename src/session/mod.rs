@@ -5,6 +5,7 @@
 
 mod client;
 mod guest;
+mod inputs;
 mod park;
 mod splice;
 mod watch;
@@ -19,6 +20,7 @@ use crate::nix::observe::Operation;
 
 use client::Greeting;
 use guest::Joined;
+use inputs::LookUp;
 use park::Parked;
 
 /// How long a client may take for its part of the handshake. Nix speaks at once; anything else would hold the connection.
@@ -95,6 +97,7 @@ where
     let fetches = Operation::from_number(number).is_some_and(Operation::asks_for_outputs);
     let request = SessionRequest { fetches, ..request };
     let system = request.system;
+    let look_up = LookUp::begin(&mut client, number, desk, &request).await;
     let mut ticket = match desk.open(request).await {
         Ok(ticket) => ticket,
         Err(gone) => return client.fail(&format!("xpool: {gone}")).await,
@@ -109,7 +112,7 @@ where
             return client.fail(&text).await;
         }
     };
-    match guest::join(&mut client, &mut ticket, &mut grant).await {
+    match guest::join(&mut client, &mut ticket, &mut grant, look_up).await {
         Joined::Done(early) => splice::splice(client, ticket, grant, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {

@@ -58,6 +58,7 @@ pub(super) async fn splice<R, W>(
         vm,
         hop,
         fetch_only,
+        inputs: _,
     }: Grant,
     early: Vec<u8>,
 ) -> Outcome

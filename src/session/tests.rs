@@ -138,6 +138,7 @@ async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixStream {
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only,
+        inputs: None,
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

@@ -40,9 +40,11 @@ pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> V
         disk_args(layout),
         device_args(),
         network_args(spec.network),
+        spec.store.as_deref().map(store_args).unwrap_or_default(),
         console_args(),
         qmp_args(layout),
         agent_args(layout),
+        store_port_args(spec, layout),
         (0..spec.slots)
             .flat_map(|slot| slot_args(slot, layout))
             .collect(),
@@ -174,6 +176,19 @@ fn network_args(network: Network) -> Vec<OsString> {
     }
 }
 
+/// The host's store, by QEMU's own 9p server, which refuses every write. Names of files that differ only in the device they
+/// are on (`auto-optimise-store`, a store of several file systems) keep numbers of their own (`multidevs`).
+fn store_args(folder: &Path) -> Vec<OsString> {
+    let mut fsdev = with_path("local,id=store,path=", folder);
+    fsdev.push(",security_model=none,readonly=on,multidevs=remap");
+    let mut args = vec!["-fsdev".into(), fsdev];
+    args.extend(plain(&[
+        "-device",
+        "virtio-9p-pci,fsdev=store,mount_tag=xpool-store",
+    ]));
+    args
+}
+
 /// The console goes to QEMU's standard output, which is read from its first byte on.
 fn console_args() -> Vec<OsString> {
     plain(&[
@@ -196,6 +211,18 @@ fn agent_args(layout: &Layout) -> Vec<OsString> {
     args.extend(plain(&[
         "-device",
         "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    ]));
+    args
+}
+
+fn store_port_args(spec: &VmSpec, layout: &Layout) -> Vec<OsString> {
+    if spec.store.is_none() {
+        return Vec::new();
+    }
+    let mut args = socket_args("storeport", &layout.store());
+    args.extend(plain(&[
+        "-device",
+        "virtserialport,chardev=storeport,name=xpool.store",
     ]));
     args
 }

@@ -19,6 +19,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod ready;
+mod registrar;
 mod start;
 mod stop;
 pub mod template;
@@ -60,6 +61,9 @@ pub struct VmSpec {
     pub slots: u32,
     /// Whether the guest has a network device.
     pub network: Network,
+    /// A folder of store paths on this machine that the guest sees below its own store, read-only, absolute; `None` for a
+    /// guest that has no device to see one by.
+    pub store: Option<PathBuf>,
     /// The folder of templates, one of which the VM is cloned from; `None` for a VM that boots from its image.
     pub templates: Option<PathBuf>,
     /// Whether the VM is paused while nobody uses it; its owner sees to that.
@@ -115,6 +119,10 @@ pub trait VmBackend: Send + Sync + 'static {
 pub trait RunningVm: Send + Sync + 'static {
     /// Opens a session into the guest's nix-daemon over port `xpool.<slot>`.
     fn open_hop(&self, slot: u32) -> impl Future<Output = anyhow::Result<Hop>> + Send;
+
+    /// Makes paths of the host's store valid in the guest, in the format of `nix-store --load-db`; all or none. Only for a VM
+    /// that has the store.
+    fn register(&self, registrations: &[u8]) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
     fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;

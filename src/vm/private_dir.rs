@@ -51,16 +51,26 @@ impl Layout {
         self.dir.join("agent")
     }
 
+    /// The port that registrations of store paths go through.
+    pub(super) fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
     /// The port of a slot.
     pub(super) fn port(&self, slot: u32) -> PathBuf {
         self.dir.join(format!("port{slot}"))
     }
 
     fn check_lengths(&self, slots: u32) -> anyhow::Result<()> {
-        let longest = [self.agent(), self.debugger(), self.port(slots)]
-            .into_iter()
-            .max_by_key(|path| path.as_os_str().len())
-            .unwrap_or_default();
+        let longest = [
+            self.agent(),
+            self.debugger(),
+            self.store(),
+            self.port(slots),
+        ]
+        .into_iter()
+        .max_by_key(|path| path.as_os_str().len())
+        .unwrap_or_default();
         let length = longest.as_os_str().len();
         anyhow::ensure!(
             length <= LONGEST_SOCKET_PATH,

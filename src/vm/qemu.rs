@@ -11,6 +11,7 @@ use super::hop::Hop;
 use super::machine::{Machine, Wish};
 use super::port::Port;
 use super::qmp::Qmp;
+use super::registrar::Registrar;
 use super::start::{DEATH_LIMIT, Origin, bring_up};
 use super::template::Templates;
 use super::wait::within;
@@ -36,6 +37,8 @@ pub(super) struct Guest {
     pub(super) qmp: Qmp,
     pub(super) agent: Agent,
     pub(super) ports: Vec<Arc<Port>>,
+    /// The way to make paths valid, in a guest that sees the host's store.
+    pub(super) registrar: Option<Registrar>,
     /// The hop over which the nix-daemon has shown that it answers: the first session over the first port need not wait for
     /// another one.
     pub(super) first_hop: Mutex<Option<Hop>>,
@@ -91,6 +94,14 @@ impl QemuVm {
         &self.guest.agent
     }
 
+    /// Starts the registrar of a guest that is to be saved, and so that of its copies.
+    pub(super) async fn start_registrar(&self) -> anyhow::Result<()> {
+        match &self.guest.registrar {
+            Some(registrar) => registrar.start(&self.guest.agent).await,
+            None => Ok(()),
+        }
+    }
+
     /// Makes the VM's end one that was asked for, by whatever it is brought about.
     pub(super) fn expect_end(&self) {
         self.machine.wish(Wish::Stop);
@@ -144,6 +155,12 @@ impl RunningVm for QemuVm {
                 Err(_) => Err(error),
             },
         }
+    }
+
+    async fn register(&self, registrations: &[u8]) -> anyhow::Result<()> {
+        let registrar = self.guest.registrar.as_ref();
+        let registrar = registrar.context("the VM does not have the host's store")?;
+        registrar.register(registrations).await
     }
 
     async fn slot_released(&self, slot: u32) -> anyhow::Result<()> {

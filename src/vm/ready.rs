@@ -23,6 +23,7 @@ pub(super) enum Requirement {
     ClockIsSet,
     IsThawed,
     DaemonAnswers,
+    StoreIsThere,
 }
 
 impl Requirement {
@@ -35,6 +36,7 @@ impl Requirement {
             Self::ClockIsSet => "setting the guest's clock",
             Self::IsThawed => "thawing the guest",
             Self::DaemonAnswers => "waiting for the nix-daemon",
+            Self::StoreIsThere => "sharing the store with the guest",
         }
     }
 
@@ -49,6 +51,9 @@ impl Requirement {
                 "`template = false` in xpool.toml boots every VM from its image"
             }
             Self::ClockIsSet => "the guest's agent must allow `guest-set-time`",
+            Self::StoreIsThere => {
+                "the image may be damaged: `xpool image verify`; `store.share = \"none\"` in xpool.toml does without"
+            }
             Self::IsThawed => {
                 "the image may be older than this xpool, or damaged: `xpool image verify`"
             }

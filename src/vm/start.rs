@@ -19,6 +19,7 @@ use super::qemu::{Guest, QemuVm};
 use super::qmp::Qmp;
 use super::qmp::events::{EventSinks, channels};
 use super::ready::{Requirement, Unmet};
+use super::registrar::Registrar;
 use super::template::{self, TemplateFiles};
 use super::thaw::Thaw;
 use super::wait::within;
@@ -135,8 +136,15 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         port_news: Vec<watch::Receiver<u64>>,
     ) -> anyhow::Result<Guest> {
         let qmp = Qmp::connect(&self.layout.qmp(), sinks).await?;
+        let registrar = match self.spec.store {
+            Some(_) => Some(Registrar::connect(&self.layout.store()).await?),
+            None => None,
+        };
         if let Origin::Template(files) = origin {
             self.restore(&qmp, files).await?;
+            if let Some(registrar) = &registrar {
+                registrar.mount().await?;
+            }
         }
         self.next(Requirement::AgentAnswers);
         let agent = Agent::new(self.layout.agent());
@@ -147,10 +155,16 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             Origin::Template(_) => self.thaw(first, &agent).await?,
             Origin::Image | Origin::ToBeSaved(_) => self.wait_for_daemon(first, &agent).await?,
         };
+        if let (Some(registrar), Origin::Image) = (&registrar, origin) {
+            self.next(Requirement::StoreIsThere);
+            registrar.start(&agent).await?;
+            registrar.mount().await?;
+        }
         Ok(Guest {
             qmp,
             agent,
             ports,
+            registrar,
             first_hop: Mutex::new(Some(first_hop)),
         })
     }

@@ -36,7 +36,7 @@ pub struct Said {
 }
 
 impl Installation {
-    /// One with a configuration; `[gateway]` with a free port is put before it.
+    /// One with a configuration, in which `[DIR]` is its own folder; `[gateway]` with a free port is put before it.
     pub fn new(config: &str) -> Self {
         // Short: the sockets in it have paths of 107 bytes at the most.
         let dir = tempfile::Builder::new()
@@ -48,6 +48,7 @@ impl Installation {
             .local_addr()
             .unwrap()
             .port();
+        let config = config.replace("[DIR]", dir.path().to_str().unwrap());
         let text = format!("[gateway]\nlisten = \"127.0.0.1:{port}\"\n{config}");
         std::fs::write(dir.path().join("xpool.toml"), text).unwrap();
         let images = dir.path().join("cache");

@@ -47,6 +47,7 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
         image: image(system),
         slots: 2,
         network: Network::Nat,
+        store: None,
         templates: None,
         pauses: true,
         private_parent: private_parent(dir),

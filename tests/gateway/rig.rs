@@ -263,6 +263,7 @@ pub(crate) async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixSt
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only,
+        inputs: None,
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

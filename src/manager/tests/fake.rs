@@ -120,6 +120,11 @@ impl RunningVm for FakeVm {
         Ok(Hop::new(stream))
     }
 
+    async fn register(&self, _registrations: &[u8]) -> anyhow::Result<()> {
+        self.note("register");
+        Ok(())
+    }
+
     async fn slot_released(&self, _slot: u32) -> anyhow::Result<()> {
         tokio::time::sleep(CLOSING).await;
         self.note("slot released");
@@ -202,6 +207,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
+        store: None,
         templates: None,
         pauses: true,
         private_parent: PathBuf::new(),

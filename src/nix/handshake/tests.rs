@@ -163,7 +163,7 @@ proptest! {
         prop_assert_eq!(side.receive(&sent[..cut]).unwrap(), ClientProgress::More);
         let done = side.receive(&sent[cut..]).unwrap();
         let nix = version.has(33).then(|| "2.26.3".to_owned());
-        prop_assert_eq!(done, ClientProgress::Done { nix, rest: Vec::new() });
+        prop_assert_eq!(done, ClientProgress::Done { version, nix, rest: Vec::new() });
     }
 
     #[test]

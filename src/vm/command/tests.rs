@@ -53,6 +53,7 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         },
         slots: 2,
         network,
+        store: None,
         templates: None,
         pauses: true,
         private_parent: "/s".into(),

@@ -11,7 +11,7 @@ use crate::vm::command::{self, Memory};
 use crate::vm::private_dir::Layout;
 
 /// How templates are made and stored; raised when that changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Everything that must be the same for a saved guest to be restored. `virt` of riscv64 has no versions, so nothing less
 /// than QEMU's very program will do.
@@ -78,6 +78,8 @@ fn digests(image: &Image) -> Vec<String> {
 fn arguments(spec: &VmSpec) -> Vec<String> {
     let same = VmSpec {
         name: "vm".to_owned(),
+        // A guest that is saved has not seen what is in it.
+        store: spec.store.as_ref().map(|_| "store".into()),
         ..spec.clone()
     };
     let layout = Layout::new(Path::new("vm"));
@@ -119,16 +121,18 @@ mod tests {
         let other = key(|spec| {
             spec.name = "riscv64-9".to_owned();
             spec.private_parent = "/elsewhere".into();
+            spec.store = Some("/elsewhere/nix/store".into());
             spec.console_log = "/elsewhere/log".into();
         });
-        assert_eq!(key(|_| ()), other);
+        let here = key(|spec| spec.store = Some("/nix/store".into()));
+        assert_eq!(here, other);
         assert_eq!(key(|_| ()).short().unwrap().len(), 16);
     }
 
     #[test]
     fn what_a_saved_guest_depends_on_makes_one_and_is_named() {
         type Change = fn(&mut VmSpec);
-        let changes: [(Change, &str); 5] = [
+        let changes: [(Change, &str); 6] = [
             (
                 |spec| spec.qemu_identity = "9".to_owned(),
                 "QEMU has changed",
@@ -147,6 +151,10 @@ mod tests {
             ),
             (
                 |spec| spec.slots += 1,
+                "the VMs are laid out in another way",
+            ),
+            (
+                |spec| spec.store = Some("/nix/store".into()),
                 "the VMs are laid out in another way",
             ),
         ];

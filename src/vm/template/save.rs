@@ -40,6 +40,7 @@ pub(super) async fn save(vm: &QemuVm, files: &TemplateFiles) -> anyhow::Result<(
         "`{GUEST_PROGRAM} warm` failed in the guest: {}",
         quoted(&warmed.stderr)
     );
+    vm.start_registrar().await?;
     // A port or an agent in use would be so in every clone.
     within(
         "the guest to close its ports",

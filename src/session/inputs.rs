@@ -1,0 +1,62 @@
+//! A session's inputs: what this machine's store has of them need not be copied into the guest.
+//!
+//! They are looked for while the session waits for its VM, and registered in the guest before it hears the question which of
+//! them it has. Whatever goes wrong here, the client copies what the guest does not know.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use super::client::Client;
+use crate::manager::ticket::{InputsTaker, SessionDesk, SessionRequest};
+use crate::nix::queries;
+use crate::store::Inputs;
+
+/// Inputs that are being looked for. Dropping it ends that.
+pub(super) struct LookUp(JoinHandle<anyhow::Result<Inputs>>);
+
+impl LookUp {
+    /// Begins to look for what a client asks for first, where that is what it asks and it may see what is found.
+    pub(super) async fn begin<R, W>(
+        client: &mut Client<R, W>,
+        number: u64,
+        desk: &SessionDesk,
+        request: &SessionRequest,
+    ) -> Option<Self>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let store = desk.store(request)?;
+        if !queries::asks_for_valid_paths(number) {
+            return None;
+        }
+        let version = client.version;
+        let read = |held: &[u8]| queries::queried_paths(held, version);
+        let paths = client.whole_request(read).await?;
+        if paths.is_empty() {
+            return None;
+        }
+        Some(Self(tokio::spawn(
+            async move { store.look_up(paths).await },
+        )))
+    }
+
+    /// Hands over what was found, and waits until the guest has it.
+    pub(super) async fn hand_over(mut self, taker: InputsTaker) {
+        match (&mut self.0).await {
+            Ok(Ok(inputs)) => taker.take(inputs).await,
+            Ok(Err(error)) => warn!(
+                error = format!("{error:#}"),
+                "inputs cannot be looked up and are copied"
+            ),
+            Err(error) => warn!(%error, "looking for inputs failed, they are copied"),
+        }
+    }
+}
+
+impl Drop for LookUp {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
