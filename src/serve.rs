@@ -24,6 +24,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
 use crate::nix::wire::Version;
 use crate::paths::Paths;
+use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::vm::host::KnownQemus;
@@ -195,7 +196,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
     let qemus = KnownQemus::default();
     let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
-    let spec = move |system: System, name: &str| -> Result<VmSpec> {
+    let spec = move |system: System, name: &str, _share: Share| -> Result<VmSpec> {
         let pool = config
             .systems
             .get(&system)

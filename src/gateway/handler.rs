@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::channels::Channels;
 use super::exec::{self, Command};
 use super::{Shared, relay};
-use crate::manager::ticket::SessionRequest;
+use crate::manager::ticket::{SessionRequest, Share};
 
 /// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
 /// two bytes whenever it may.
@@ -77,6 +77,7 @@ impl Handler {
             slot: user.clone(),
             client: format!("{} {key}", self.peer),
             key,
+            share: Share::Host,
             // The session knows when it has seen its first operation.
             fetches: false,
         };

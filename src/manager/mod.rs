@@ -33,13 +33,14 @@ use system::ManagedSystem;
 use ticket::{NewSession, SessionDesk};
 
 use crate::nix::System;
-use crate::pool::policy::Policy;
+use crate::pool::policy::{Policy, Share};
 use crate::pool::{Down, Event, SessionId, VmId};
 use crate::shutdown::Shutdown;
 use crate::vm::{VmBackend, VmSpec};
 
-/// Makes what it takes to run a VM of a system, by name; an error says what is missing and what to do.
-pub type SpecMaker = dyn Fn(System, &str) -> anyhow::Result<VmSpec> + Send + Sync;
+/// Makes what it takes to run a VM of a system, by name, that sees this of the machine's store; an error says what is missing
+/// and what to do.
+pub type SpecMaker = dyn Fn(System, &str, Share) -> anyhow::Result<VmSpec> + Send + Sync;
 
 /// How the manager makes VMs.
 pub struct VmFactory<B> {

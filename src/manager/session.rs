@@ -44,6 +44,7 @@ impl ManagedSession {
             } else {
                 Purpose::Build
             },
+            share: request.share,
         }
     }
 

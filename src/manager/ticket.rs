@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 use crate::nix::System;
+// Part of what a front end says, which knows the desk and nothing behind it.
+pub use crate::pool::policy::Share;
 use crate::vm::Hop;
 
 /// What a front end says about a session that wants a VM.
@@ -16,10 +18,12 @@ pub struct SessionRequest {
     pub system: System,
     /// The slot it came in by, which is also its user name: `riscv64-03`.
     pub slot: String,
-    /// Who it is, for people: an address and a key's fingerprint.
+    /// Who it is, for people: a key's name, an address, and the key's fingerprint.
     pub client: String,
     /// What tells one client from another: its key's fingerprint.
     pub key: String,
+    /// What its key may see of this machine's store.
+    pub share: Share,
     /// Whether its first operation fetches what an earlier session of the same slot has built. Some clients connect anew for
     /// each output (2.26 is one, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
     pub fetches: bool,
