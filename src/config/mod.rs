@@ -2,6 +2,7 @@
 
 mod check;
 mod error;
+pub mod keys;
 mod raw;
 pub mod vm;
 
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::ConfigError;
+use keys::ClientKey;
 use raw::RawConfig;
 use vm::{Network, VmProfile};
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
+    /// Who may log in beside clients on this machine, by name.
+    pub keys: Vec<ClientKey>,
     /// Where programs are looked for: the value of PATH.
     pub search_path: OsString,
 }
@@ -120,9 +124,8 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let raw: RawConfig =
             toml::from_str(text).map_err(|error| ConfigError::toml(file, text, &error))?;
-        let at = |value: &toml::Spanned<u32>, message: String| {
-            ConfigError::value(file, text, value.span(), message)
-        };
+        let error_at = |span, message| ConfigError::value(file, text, span, message);
+        let at = |value: &toml::Spanned<u32>, message| error_at(value.span(), message);
         let mut systems = BTreeMap::new();
         for (system, profile) in profiles {
             let own = match system {
@@ -134,12 +137,13 @@ impl Config {
         }
         let listen = match &raw.gateway.listen {
             Some(listen) => parse_listen(listen.get_ref())
-                .map_err(|message| ConfigError::value(file, text, listen.span(), message))?,
+                .map_err(|message| error_at(listen.span(), message))?,
             None => DEFAULT_LISTEN,
         };
         Ok(Self {
             listen,
             systems,
+            keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),
         })
     }
