@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::config::keys::LOCAL;
 use crate::control::{self, Info};
 use crate::gateway::keys::GatewayKeys;
-use crate::gateway::{self, GatewayConfig, Limits, Slot};
+use crate::gateway::{self, Client, GatewayConfig, Limits, Slot};
 use crate::image::Image;
 use crate::image::store::{ImageError, ImageStore};
 use crate::manager::{Manager, VmFactory};
@@ -24,6 +25,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
 use crate::nix::wire::Version;
 use crate::paths::Paths;
+use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::store::{HostStore, StorePlace};
@@ -39,6 +41,16 @@ pub struct CannotListen {
     pub listen: SocketAddr,
     /// Why not.
     pub source: std::io::Error,
+}
+
+/// Somebody else's key is xpool's own one.
+#[derive(Debug, thiserror::Error)]
+#[error("`keys.{name}` is xpool's own key, `{}`", file.display())]
+pub struct OwnKey {
+    /// The name it is configured under.
+    pub name: String,
+    /// Where xpool's own key is.
+    pub file: PathBuf,
 }
 
 /// How long the last answers of the control API may take.
@@ -63,6 +75,7 @@ pub async fn run(
         );
     }
     let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
+    let gateway_config = gateway_config(&config, &keys)?;
     let listen = config.listen;
     let tcp = TcpListener::bind(listen)
         .await
@@ -88,7 +101,6 @@ pub async fn run(
         .collect();
     let (manager, handle) = Manager::new(policies, &factory);
     let end = CancellationToken::new();
-    let gateway_config = gateway_config(&config, &keys);
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -164,7 +176,7 @@ impl Drop for ClientFiles {
     }
 }
 
-fn gateway_config(config: &Config, keys: &GatewayKeys) -> GatewayConfig {
+fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, OwnKey> {
     let mut slots = BTreeMap::new();
     for (system, config) in &config.systems {
         for slot in 0..config.build_machines {
@@ -175,12 +187,34 @@ fn gateway_config(config: &Config, keys: &GatewayKeys) -> GatewayConfig {
             slots.insert(slot_user(*system, slot), slot_of);
         }
     }
-    GatewayConfig {
+    Ok(GatewayConfig {
         host_key: keys.host().clone(),
-        clients: vec![keys.client().clone()],
+        clients: clients(config, keys)?,
         slots,
         limits: Limits::default(),
+    })
+}
+
+/// Who may log in: who can read the state folder, and with it this machine's files, and the keys that are configured.
+fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
+    let mut clients = vec![Client {
+        name: LOCAL.to_owned(),
+        key: keys.client().clone(),
+        share: Share::Host,
+    }];
+    for key in &config.keys {
+        // It would see this machine's store, whatever is configured for it.
+        if key.public_key.key_data() == keys.client().key_data() {
+            let (name, file) = (key.name.clone(), keys.client_file());
+            return Err(OwnKey { name, file });
+        }
+        clients.push(Client {
+            name: key.name.clone(),
+            key: key.public_key.clone(),
+            share: key.share,
+        });
     }
+    Ok(clients)
 }
 
 /// What clients are told of the guests' Nix before there is a guest. Protocol 1.37 is what every Nix from 2.20 on takes,
@@ -201,7 +235,7 @@ fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Q
     let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
     let seen_store = store.clone();
-    let spec = move |system: System, name: &str| -> Result<VmSpec> {
+    let spec = move |system: System, name: &str, share: Share| -> Result<VmSpec> {
         let pool = config
             .systems
             .get(&system)
@@ -221,7 +255,10 @@ fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Q
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
             // Where there is no store yet there will be, and templates need not be made anew for that.
-            store: Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
+            store: match share {
+                Share::Host => Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
+                Share::None => None,
+            },
             templates: pool.template.then(|| paths.templates()),
             pauses: pool.pause,
             private_parent: paths.vms(),

@@ -268,6 +268,24 @@ fn a_value_that_does_not_fit_another_one_is_refused() {
 }
 
 #[test]
+fn xpools_own_key_is_not_given_to_somebody_else() {
+    let installation = Installation::new("");
+    installation.ok(&["machines"]);
+    let key = fs::read_to_string(installation.state().join("keys/client_ed25519.pub")).unwrap();
+    let config = installation.path().join("xpool.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let keys = format!("[keys.alice]\npublic-key = \"{}\"\n", key.trim_end());
+    fs::write(&config, text + &keys).unwrap();
+    assert_snapshot!(all(&installation.run(&["serve"])), @r"
+    exit code: 2
+    error: `keys.alice` is xpool's own key, `[DIR]/state/keys/client_ed25519`
+
+    hint: it is for clients on this machine: whoever comes from elsewhere needs a key of their own
+    ");
+    assert!(is_untouched(&installation));
+}
+
+#[test]
 fn a_pool_without_vms_shows_its_rules() {
     let installation = Installation::new("[pool]\nmax-vms = 2\n");
     let _serving = installation.serve();

@@ -4,8 +4,8 @@
 
 mod common;
 
+use common::Installation;
 use common::nix::{Nix, derivation, started};
-use common::{Installation};
 
 /// The client's store is the one that VMs see.
 const SHARED: &str = "[store]\nroot = \"[DIR]/client\"\n[pool]\nmax-vms = 2\nbuild-machines = 1\n";
@@ -18,14 +18,21 @@ fn inputs(installation: &Installation) -> Vec<(usize, usize)> {
         rest.split_whitespace().next()?.parse().ok()
     };
     let lines = logs.lines().filter(|line| line.contains(" inputs "));
-    lines.filter_map(|line| Some((number(line, "asked")?, number(line, "shared")?))).collect()
+    lines
+        .filter_map(|line| Some((number(line, "asked")?, number(line, "shared")?)))
+        .collect()
 }
 
 #[test]
 fn a_small_input_is_not_copied() {
     let (installation, _serving) = started(SHARED);
     let nix = Nix::new(&installation);
-    let one = derivation("riscv64-linux", "reads", r#"input = builtins.toFile "input" "hello";"#, "set -x; id; ls -la / /nix/store $input; read -r text < $input || true; echo $text > $out");
+    let one = derivation(
+        "riscv64-linux",
+        "reads",
+        r#"input = builtins.toFile "input" "hello";"#,
+        "set -x; id; ls -la / /nix/store $input; read -r text < $input || true; echo $text > $out",
+    );
     let t = common::now();
     println!("{:?}", nix.results(&one));
     println!("{:?}", t.elapsed());

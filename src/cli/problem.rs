@@ -4,7 +4,7 @@ use crate::config::ConfigError;
 use crate::control::client::ControlError;
 use crate::image::build::CannotBuild;
 use crate::image::store::ImageError;
-use crate::serve::CannotListen;
+use crate::serve::{CannotListen, OwnKey};
 use crate::state::StateInUse;
 use crate::vm::host::HostError;
 
@@ -54,6 +54,11 @@ impl Problem {
             }
             if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;
+            }
+            if cause.is::<OwnKey>() {
+                problem.exit_code = USAGE;
+                let hint = "it is for clients on this machine: whoever comes from elsewhere needs a key of their own";
+                problem.hints.push(hint.to_owned());
             }
             if cause.is::<StateInUse>() {
                 let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir`, and `--config` with another port, run one beside it";

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
     use crate::nix::System;
     use crate::pool::budget::Shortage;
-    use crate::pool::policy::Reuse;
+    use crate::pool::policy::{Reuse, Share};
 
     #[test]
     fn status_says_why_starts_fail() {
@@ -173,6 +173,7 @@ mod tests {
             up_limit: 1,
             kept: 0,
             reuse: Reuse::Never,
+            share: Share::Host,
             warm: 0,
             vms: Vec::new(),
             sessions: Vec::new(),
@@ -195,6 +196,7 @@ mod tests {
         };
         let vm = VmView {
             name: "riscv64-1".to_owned(),
+            share: Share::Host,
             state: VmStage::Ready,
             stage: String::new(),
             age_s: 95,
@@ -222,6 +224,7 @@ mod tests {
             up_limit: 1,
             kept: 0,
             reuse: Reuse::Never,
+            share: Share::Host,
             warm: 0,
             vms: Vec::new(),
             sessions: vec![

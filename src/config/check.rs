@@ -67,6 +67,7 @@ pub(super) fn pool(
         up_limit: configured.unwrap_or(max_vms.max(UP_LIMIT)),
         slots_per_vm,
         reuse,
+        share: raw.store.share.unwrap_or(defaults.share),
         warm: within(&raw.warm, "warm", 0, most)?.unwrap_or(defaults.warm),
         lease: or(raw.lease, defaults.lease),
         memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),

@@ -2,6 +2,7 @@
 
 mod check;
 mod error;
+pub mod keys;
 mod raw;
 pub mod vm;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::ConfigError;
+use keys::ClientKey;
 use raw::RawConfig;
 use vm::{Network, VmProfile};
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub store_root: Option<PathBuf>,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
+    /// Who may log in beside clients on this machine, by name.
+    pub keys: Vec<ClientKey>,
     /// Where programs are looked for: the value of PATH.
     pub search_path: OsString,
 }
@@ -122,9 +126,8 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let raw: RawConfig =
             toml::from_str(text).map_err(|error| ConfigError::toml(file, text, &error))?;
-        let at = |value: &toml::Spanned<u32>, message: String| {
-            ConfigError::value(file, text, value.span(), message)
-        };
+        let error_at = |span, message| ConfigError::value(file, text, span, message);
+        let at = |value: &toml::Spanned<u32>, message| error_at(value.span(), message);
         let mut systems = BTreeMap::new();
         for (system, profile) in profiles {
             let own = match system {
@@ -136,7 +139,7 @@ impl Config {
         }
         let listen = match &raw.gateway.listen {
             Some(listen) => parse_listen(listen.get_ref())
-                .map_err(|message| ConfigError::value(file, text, listen.span(), message))?,
+                .map_err(|message| error_at(listen.span(), message))?,
             None => DEFAULT_LISTEN,
         };
         let root = raw.store.root.as_ref().map(|root| {
@@ -147,6 +150,7 @@ impl Config {
             listen,
             store_root: root.transpose()?,
             systems,
+            keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),
         })
     }

@@ -1,21 +1,44 @@
 //! xpool.toml as it is written.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::vm::Network;
-use crate::pool::policy::Reuse;
+use crate::pool::policy::{Reuse, Share};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
-    pub(super) store: RawStore,
+    pub(super) store: RawStorePlace,
     /// For every system.
     pub(super) pool: RawPool,
     pub(super) systems: RawSystems,
+    /// By name.
+    pub(super) keys: BTreeMap<toml::Spanned<String>, RawKey>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawKey {
+    pub(super) public_key: Option<toml::Spanned<String>>,
+    pub(super) store: RawStore,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawStore {
+    pub(super) share: Option<Share>,
+}
+
+impl RawStore {
+    fn or(self, defaults: Self) -> Self {
+        let share = self.share.or(defaults.share);
+        Self { share }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -26,7 +49,7 @@ pub(super) struct RawGateway {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
-pub(super) struct RawStore {
+pub(super) struct RawStorePlace {
     pub(super) root: Option<toml::Spanned<String>>,
 }
 
@@ -46,6 +69,7 @@ pub(super) struct RawPool {
     pub(super) max_vms: Option<toml::Spanned<u32>>,
     pub(super) slots_per_vm: Option<toml::Spanned<u32>>,
     pub(super) reuse: Option<Reuse>,
+    pub(super) store: RawStore,
     pub(super) warm: Option<toml::Spanned<u32>>,
     pub(super) template: Option<bool>,
     pub(super) pause: Option<bool>,
@@ -69,6 +93,7 @@ impl RawPool {
             max_vms: self.max_vms.or_else(|| defaults.max_vms.clone()),
             slots_per_vm: self.slots_per_vm.or_else(|| defaults.slots_per_vm.clone()),
             reuse: self.reuse.or(defaults.reuse),
+            store: self.store.or(defaults.store),
             warm: self.warm.or_else(|| defaults.warm.clone()),
             template: self.template.or(defaults.template),
             pause: self.pause.or(defaults.pause),

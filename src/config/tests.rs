@@ -1,5 +1,7 @@
 //! What is configured, what is not, and what is refused.
 
+mod keys;
+
 use super::*;
 use crate::pool::policy::Reuse;
 

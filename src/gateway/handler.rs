@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channels::Channels;
 use super::exec::{self, Command};
-use super::{Shared, relay};
+use super::{Client, Shared, relay};
 use crate::manager::ticket::SessionRequest;
 
 /// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
@@ -23,8 +23,8 @@ const REST: Duration = Duration::from_millis(5);
 pub(super) struct Handler {
     shared: Arc<Shared>,
     peer: SocketAddr,
-    /// Who logged in: slot and key.
-    login: Option<(String, PublicKey)>,
+    /// Who logged in, and as which slot.
+    login: Option<(String, Client)>,
     channels: Channels,
     logged_in: CancellationToken,
     /// A place among those that have not logged in.
@@ -54,29 +54,30 @@ impl Handler {
         }
     }
 
-    fn knows(&self, user: &str, key: &PublicKey) -> bool {
+    /// Who this is; none of those that may log in with this key as this user.
+    fn client(&self, user: &str, key: &PublicKey) -> Option<&Client> {
         let config = &self.shared.config;
-        let is_client = config
-            .clients
-            .iter()
-            .any(|client| client.key_data() == key.key_data());
-        let known = is_client && config.slots.contains_key(user);
-        if !known {
+        let mut clients = config.clients.iter();
+        let client = clients.find(|client| client.key.key_data() == key.key_data());
+        let known = client.filter(|_| config.slots.contains_key(user));
+        if known.is_none() {
             let fingerprint = key.fingerprint(HashAlg::Sha256);
-            tracing::debug!(peer = %self.peer, ?user, is_client, %fingerprint, "login refused");
+            let client = client.map(|client| &client.name);
+            tracing::debug!(peer = %self.peer, ?user, ?client, %fingerprint, "login refused");
         }
         known
     }
 
     fn request(&self) -> Option<(SessionRequest, crate::nix::handshake::Promise)> {
-        let (user, key) = self.login.as_ref()?;
+        let (user, client) = self.login.as_ref()?;
         let slot = self.shared.config.slots.get(user)?;
-        let key = key.fingerprint(HashAlg::Sha256).to_string();
+        let key = client.key.fingerprint(HashAlg::Sha256).to_string();
         let request = SessionRequest {
             system: slot.system,
             slot: user.clone(),
-            client: format!("{} {key}", self.peer),
+            client: format!("{} {} {key}", client.name, self.peer),
             key,
+            share: client.share,
             // The session knows when it has seen its first operation.
             fetches: false,
         };
@@ -130,7 +131,7 @@ impl russh::server::Handler for Handler {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(if self.knows(user, offer.public_key) {
+        Ok(if self.client(user, offer.public_key).is_some() {
             Auth::Accept
         } else {
             Auth::reject()
@@ -143,10 +144,10 @@ impl russh::server::Handler for Handler {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        if !self.knows(user, key.public_key) {
+        let Some(client) = self.client(user, key.public_key) else {
             return Ok(Auth::reject());
-        }
-        self.login = Some((user.to_owned(), key.public_key.clone()));
+        };
+        self.login = Some((user.to_owned(), client.clone()));
         Ok(Auth::Accept)
     }
 

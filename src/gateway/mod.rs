@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::manager::ticket::SessionDesk;
+use crate::manager::ticket::{SessionDesk, Share};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
 
@@ -38,11 +38,22 @@ pub struct GatewayConfig {
     /// The key that the gateway is known by.
     pub host_key: PrivateKey,
     /// Who may connect. With none, the gateway does not start.
-    pub clients: Vec<PublicKey>,
+    pub clients: Vec<Client>,
     /// The user names there are, and what each is for. With none, the gateway does not start.
     pub slots: BTreeMap<String, Slot>,
     /// How much of everything there may be.
     pub limits: Limits,
+}
+
+/// Who may connect, told by a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// What it is called where people see it.
+    pub name: String,
+    /// Its key.
+    pub key: PublicKey,
+    /// What its sessions may see of this machine's store.
+    pub share: Share,
 }
 
 /// What a user name stands for: `riscv64-00` is one build at a time for one system.

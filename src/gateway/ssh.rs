@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::channels::WINDOW;
-use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
+use crate::config::keys::KEY_KINDS;
+use russh::keys::PrivateKey;
 use russh::server::Config;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 
@@ -53,13 +54,7 @@ fn preferred() -> Preferred {
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
         ]),
         // Also what clients may sign with; of host keys there is only the Ed25519 one.
-        key: Cow::Borrowed(&[
-            Algorithm::Ed25519,
-            Algorithm::SkEd25519,
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP256,
-            },
-        ]),
+        key: Cow::Borrowed(&KEY_KINDS),
         host_key_certificates: Cow::Borrowed(&[]),
         cipher: Cow::Borrowed(&[
             cipher::AES_256_GCM,

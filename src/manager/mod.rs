@@ -34,14 +34,15 @@ use system::ManagedSystem;
 use ticket::{NewSession, SessionDesk};
 
 use crate::nix::System;
-use crate::pool::policy::Policy;
+use crate::pool::policy::{Policy, Share};
 use crate::pool::{Down, Event, SessionId, VmId};
 use crate::shutdown::Shutdown;
 use crate::store::HostStore;
 use crate::vm::{VmBackend, VmSpec};
 
-/// Makes what it takes to run a VM of a system, by name; an error says what is missing and what to do.
-pub type SpecMaker = dyn Fn(System, &str) -> anyhow::Result<VmSpec> + Send + Sync;
+/// Makes what it takes to run a VM of a system, by name, that sees this of the machine's store; an error says what is missing
+/// and what to do.
+pub type SpecMaker = dyn Fn(System, &str, Share) -> anyhow::Result<VmSpec> + Send + Sync;
 
 /// How the manager makes VMs.
 pub struct VmFactory<B> {
@@ -102,10 +103,12 @@ impl<B: VmBackend> Manager<B> {
         policies: BTreeMap<System, Policy>,
         factory: &VmFactory<B>,
     ) -> (Self, ManagerHandle) {
-        let (mut desk, new_sessions) = SessionDesk::channel();
-        if let Some(store) = &factory.store {
-            desk = desk.with_store(store.clone());
-        }
+        let (desk, new_sessions) = SessionDesk::channel();
+        let shared = |(system, policy): (&System, &Policy)| {
+            let store = factory.store.clone()?;
+            (policy.share == Share::Host).then_some((*system, store))
+        };
+        let desk = desk.with_stores(policies.iter().filter_map(shared).collect());
         let (to_manager, commands) = mpsc::channel(64);
         // Unbounded, so that no task the manager waits for ever waits for the manager. Its senders are the tasks of VMs
         // and sessions, of which there is a bounded number, and each says a few things per session.

@@ -47,6 +47,7 @@ impl ManagedSession {
             } else {
                 Purpose::Build
             },
+            share: request.share,
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::nix::System;
 use crate::pool::Mode;
 use crate::pool::budget::Shortage;
-use crate::pool::policy::Reuse;
+use crate::pool::policy::{Reuse, Share};
 use crate::pool::status::VmStage;
 
 /// Everything at one moment; the JSON of `xpool status --json`.
@@ -34,6 +34,8 @@ pub struct SystemStatus {
     pub kept: u32,
     /// Which sessions a VM takes after its first one.
     pub reuse: Reuse,
+    /// What VMs see of this machine's store, where the session's key does not ask for less.
+    pub share: Share,
     /// VMs that nobody has used yet, kept beside those that are wanted.
     pub warm: u32,
     /// Its VMs, oldest first.
@@ -56,6 +58,8 @@ pub struct SystemStatus {
 pub struct VmView {
     /// Its name: `riscv64-1`.
     pub name: String,
+    /// What it sees of this machine's store.
+    pub share: Share,
     /// Where it is in its life.
     pub state: VmStage,
     /// What it is waiting for while it boots.

@@ -9,12 +9,12 @@ use tracing::{debug, info, warn};
 
 use super::session::{ManagedSession, watch_session};
 use super::supervisor::{VmCommand, VmNews, supervise};
-use super::ticket::{Grant, NewSession, SessionUpdate};
+use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
 use crate::pool::budget::Shortage;
 use crate::pool::claim::Outputs;
-use crate::pool::policy::Policy;
+use crate::pool::policy::{Policy, Share};
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
 use crate::vm::VmBackend;
 
@@ -22,6 +22,7 @@ pub(super) struct ManagedSystem<B> {
     pub(super) system: System,
     pub(super) pool: Pool,
     slots_per_vm: usize,
+    share: Share,
     factory: VmFactory<B>,
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
@@ -32,6 +33,7 @@ pub(super) struct ManagedSystem<B> {
 
 pub(super) struct ManagedVm {
     pub(super) name: String,
+    pub(super) share: Share,
     pub(super) stage: String,
     pub(super) console_log: PathBuf,
     pub(super) started: Instant,
@@ -49,11 +51,13 @@ impl<B: VmBackend> ManagedSystem<B> {
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
         let slots_per_vm = policy.slots_per_vm.get() as usize;
+        let share = policy.share;
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
             pool: Pool::new(policy),
             slots_per_vm,
+            share,
             factory,
             news,
             vms,
@@ -84,6 +88,9 @@ impl<B: VmBackend> ManagedSystem<B> {
             activity,
             unfetched,
         } = session;
+        // No key sees more than the pool shows.
+        let share = request.share.and(self.share);
+        let request = SessionRequest { share, ..request };
         info!(
             session = id.0,
             slot = request.slot,
@@ -116,7 +123,7 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
-            Action::Boot(vm) => self.boot(now, vm),
+            Action::Boot(vm, share) => self.boot(now, vm, share),
             Action::Assign {
                 session,
                 vm,
@@ -135,10 +142,11 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
-    fn boot(&mut self, now: Instant, id: VmId) {
+    fn boot(&mut self, now: Instant, id: VmId, share: Share) {
         let name = self.vm_name(id);
         info!(
             vm = name,
+            share = share.as_str(),
             demand = self.pool.status(now).demand,
             live = self.vms.len() + 1,
             "starting a VM"
@@ -150,7 +158,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             let _ = news.send(News::Vm(system, id, told));
         };
         let (spec, spec_name) = (self.factory.spec.clone(), name.clone());
-        let make_spec = Box::new(move || spec(system, &spec_name));
+        let make_spec = Box::new(move || spec(system, &spec_name, share));
         tokio::spawn(supervise(
             self.factory.backend.clone(),
             make_spec,
@@ -163,6 +171,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             id,
             ManagedVm {
                 name,
+                share,
                 stage,
                 console_log,
                 started: now,
@@ -362,13 +371,14 @@ impl<B: VmBackend> ManagedSystem<B> {
         let pool = self.pool.status(now);
         let vms = self.vm_views(&pool, now);
         self.log_shortage(pool.shortage);
-        let mut ahead = 0;
+        let mut ahead: Vec<Share> = Vec::new();
         for queued in &pool.queued {
             let text = if let Some(home) = queued.home {
                 waiting::for_home(&self.vm_name(home))
             } else {
-                ahead += 1;
-                waiting::text(&pool, &vms, ahead - 1, self.slots_per_vm)
+                let text = waiting::text(&pool, &vms, queued.share, &ahead, self.slots_per_vm);
+                ahead.push(queued.share);
+                text
             };
             let Some(session) = self.sessions.get_mut(&queued.session) else {
                 continue;

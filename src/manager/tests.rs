@@ -4,16 +4,17 @@ mod fake;
 mod memory;
 mod rest;
 mod reuse;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::status::Status;
-use super::ticket::{Grant, SessionRequest, SessionTicket, SessionUpdate};
+use super::ticket::{Grant, SessionRequest, SessionTicket, SessionUpdate, Share};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
@@ -28,6 +29,8 @@ const BOOT: Duration = Duration::from_secs(4);
 
 struct Fixture {
     backend: Arc<FakeBackend>,
+    /// What the VMs that were started see of the machine's store, by name.
+    shares: Arc<Mutex<BTreeMap<String, Share>>>,
     handle: ManagerHandle,
     shutdown: Shutdown,
     running: tokio::task::JoinHandle<()>,
@@ -40,10 +43,15 @@ impl Fixture {
 
     fn with(policy: Policy, meminfo: PathBuf) -> Self {
         let backend = Arc::new(FakeBackend::default());
+        let shares: Arc<Mutex<BTreeMap<String, Share>>> = Arc::default();
+        let started = shares.clone();
         let factory = VmFactory {
             backend: backend.clone(),
             store: None,
-            spec: Arc::new(|_, name| Ok(spec(name))),
+            spec: Arc::new(move |_, name, share| {
+                started.lock().unwrap().insert(name.to_owned(), share);
+                Ok(spec(name))
+            }),
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),
         };
         let (manager, handle) = Manager::new(BTreeMap::from([(SYSTEM, policy)]), &factory);
@@ -51,6 +59,7 @@ impl Fixture {
         let running = tokio::spawn(manager.with_meminfo(meminfo).run(shutdown.clone()));
         Self {
             backend,
+            shares,
             handle,
             shutdown,
             running,
@@ -62,13 +71,7 @@ impl Fixture {
     }
 
     async fn open_by(&self, slot: u32, fetches: bool) -> SessionTicket {
-        let request = SessionRequest {
-            system: SYSTEM,
-            slot: format!("riscv64-{slot:02}"),
-            client: "test".to_owned(),
-            key: "test".to_owned(),
-            fetches,
-        };
+        let request = request(slot, fetches);
         self.handle.desk().open(request).await.unwrap()
     }
 
@@ -84,6 +87,17 @@ impl Fixture {
                 .expect("the manager runs")
                 .clone()
         }
+    }
+}
+
+fn request(slot: u32, fetches: bool) -> SessionRequest {
+    SessionRequest {
+        system: SYSTEM,
+        slot: format!("riscv64-{slot:02}"),
+        client: "test".to_owned(),
+        key: "test".to_owned(),
+        share: Share::Host,
+        fetches,
     }
 }
 

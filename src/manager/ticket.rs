@@ -1,5 +1,6 @@
 //! What a front end holds while a session waits for a VM and uses it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::nix::System;
+// Part of what a front end says, which knows the desk and nothing behind it.
+pub use crate::pool::policy::Share;
 use crate::store::{HostStore, Inputs};
 use crate::vm::Hop;
 
@@ -17,10 +20,12 @@ pub struct SessionRequest {
     pub system: System,
     /// The slot it came in by, which is also its user name: `riscv64-03`.
     pub slot: String,
-    /// Who it is, for people: an address and a key's fingerprint.
+    /// Who it is, for people: a key's name, an address, and the key's fingerprint.
     pub client: String,
     /// What tells one client from another: its key's fingerprint.
     pub key: String,
+    /// What its key may see of this machine's store.
+    pub share: Share,
     /// Whether its first operation fetches what an earlier session of the same slot has built. Some clients connect anew for
     /// each output (2.26 is one, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
     pub fetches: bool,
@@ -130,7 +135,8 @@ pub struct NewSession {
 #[derive(Clone, Debug)]
 pub struct SessionDesk {
     to_manager: mpsc::Sender<NewSession>,
-    store: Option<Arc<HostStore>>,
+    /// The store that VMs see, by the systems whose VMs see one.
+    stores: BTreeMap<System, Arc<HostStore>>,
 }
 
 /// The manager is not there any more.
@@ -145,23 +151,23 @@ impl SessionDesk {
         let (to_manager, new_sessions) = mpsc::channel(64);
         let desk = Self {
             to_manager,
-            store: None,
+            stores: BTreeMap::new(),
         };
         (desk, new_sessions)
     }
 
-    /// The same, where VMs see this machine's store.
+    /// The same, where VMs of these systems see a store.
     #[must_use]
-    pub fn with_store(self, store: Arc<HostStore>) -> Self {
-        Self {
-            store: Some(store),
-            ..self
-        }
+    pub fn with_stores(self, stores: BTreeMap<System, Arc<HostStore>>) -> Self {
+        Self { stores, ..self }
     }
 
     /// The store that a session's VM will see; `None` where it sees none.
-    pub fn store(&self, _request: &SessionRequest) -> Option<Arc<HostStore>> {
-        self.store.clone()
+    pub fn store(&self, request: &SessionRequest) -> Option<Arc<HostStore>> {
+        match request.share {
+            Share::Host => self.stores.get(&request.system).cloned(),
+            Share::None => None,
+        }
     }
 
     /// Queues a session.

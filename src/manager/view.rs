@@ -19,6 +19,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             up_limit: pool.up_limit,
             kept: pool.kept,
             reuse: pool.reuse,
+            share: pool.share,
             warm: pool.warm,
             vms: self.vm_views(&pool, now),
             sessions: self
@@ -41,6 +42,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                 .map(|ready| ready.saturating_duration_since(vm.started));
             Some(VmView {
                 name: vm.name.clone(),
+                share: vm.share,
                 state: status.state,
                 stage: vm.stage.clone(),
                 age_s: now.saturating_duration_since(vm.started).as_secs(),

@@ -1,19 +1,28 @@
 //! What a session that waits is told. Pure.
 
+use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, VmStage};
 
 use super::status::VmView;
 
-/// The text for the session at `position` (from 0) of the queue; `slots` is how many sessions a VM serves.
-pub(super) fn text(pool: &PoolStatus, vms: &[VmView], position: usize, slots: usize) -> String {
+/// The text for a session that waits for a VM of this kind, behind those that wait for one of theirs; `slots` is how many
+/// sessions a VM serves.
+pub(super) fn text(
+    pool: &PoolStatus,
+    vms: &[VmView],
+    share: Share,
+    before: &[Share],
+    slots: usize,
+) -> String {
     let booting: Vec<&VmView> = vms
         .iter()
-        .filter(|vm| vm.state == VmStage::Booting)
+        .filter(|vm| vm.state == VmStage::Booting && vm.share == share)
         .collect();
-    let ahead = match position {
+    let ahead = match before.len() {
         0 => String::new(),
         n => format!(", {n} ahead"),
     };
+    let position = before.iter().filter(|kind| **kind == share).count();
     let own = booting.get(position / slots);
     if let (None, Some(shortage)) = (own, pool.shortage) {
         return format!("{shortage}{ahead}");
@@ -59,6 +68,8 @@ mod tests {
     use crate::pool::budget::Shortage;
     use crate::pool::policy::Reuse;
 
+    const HOST: Share = Share::Host;
+
     fn pool(max_vms: u32) -> PoolStatus {
         PoolStatus {
             mode: Mode::Open,
@@ -66,6 +77,7 @@ mod tests {
             up_limit: max_vms,
             kept: 0,
             reuse: Reuse::Never,
+            share: HOST,
             warm: 0,
             demand: 0,
             vms: Vec::new(),
@@ -80,6 +92,7 @@ mod tests {
     fn vm(name: &str, state: VmStage) -> VmView {
         VmView {
             name: name.to_owned(),
+            share: HOST,
             state,
             stage: "waiting for the guest agent".to_owned(),
             age_s: 0,
@@ -99,7 +112,7 @@ mod tests {
             vm("riscv64-1", VmStage::Booting),
             vm("riscv64-2", VmStage::Booting),
         ];
-        let text = |position| text(&pool(4), &vms, position, 1);
+        let text = |position| text(&pool(4), &vms, HOST, &[HOST; 2][..position], 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),
@@ -112,14 +125,30 @@ mod tests {
     }
 
     #[test]
+    fn a_session_is_told_of_vms_of_its_kind_and_of_everybody_ahead() {
+        let blind = VmView {
+            share: Share::None,
+            ..vm("riscv64-2", VmStage::Booting)
+        };
+        let vms = [vm("riscv64-1", VmStage::Booting), blind];
+        assert_eq!(
+            text(&pool(4), &vms, Share::None, &[HOST], 1),
+            "starting riscv64-2: waiting for the guest agent, 1 ahead"
+        );
+    }
+
+    #[test]
     fn a_session_is_told_that_all_are_busy() {
         let ready = |name| vm(name, VmStage::Ready);
         assert_eq!(
-            text(&pool(1), &[ready("riscv64-1")], 0, 1),
+            text(&pool(1), &[ready("riscv64-1")], HOST, &[], 1),
             "the only VM is busy"
         );
         let two = [ready("riscv64-1"), ready("riscv64-2")];
-        assert_eq!(text(&pool(2), &two, 3, 1), "all 2 VMs are busy, 3 ahead");
+        assert_eq!(
+            text(&pool(2), &two, HOST, &[HOST; 3], 1),
+            "all 2 VMs are busy, 3 ahead"
+        );
     }
 
     #[test]
@@ -128,7 +157,7 @@ mod tests {
         pool.start_failure = Some("no agent\nconsole: oops".to_owned());
         pool.retry_in_s = Some(15);
         let expected = "the last start failed: no agent; trying again within a minute";
-        assert_eq!(text(&pool, &[], 0, 1), expected);
+        assert_eq!(text(&pool, &[], HOST, &[], 1), expected);
     }
 
     #[test]
@@ -139,7 +168,7 @@ mod tests {
             needed_mib: 1536,
         });
         let vms = [vm("riscv64-1", VmStage::Booting)];
-        let text = |position| text(&pool, &vms, position, 1);
+        let text = |position| text(&pool, &vms, HOST, &[HOST; 2][..position], 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),

@@ -1,4 +1,6 @@
-//! What a session wants: who it is, where it came in, and whether it builds or fetches.
+//! What a session wants: who it is, where it came in, whether it builds or fetches, and what it may see.
+
+use super::policy::Share;
 
 /// Where a client's sessions come in. Nix uses a slot for one build at a time, so what comes by the same seat is either
 /// the same build or the next one.
@@ -26,6 +28,8 @@ pub struct Claim {
     pub seat: Seat,
     /// What it begins with.
     pub purpose: Purpose,
+    /// What its VM sees of this machine's store: exactly that, for a VM of the other kind shows too much or lacks something.
+    pub share: Share,
 }
 
 /// What became of the outputs that a session has built.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VmId;
 use super::claim::{Claim, Outputs};
+use super::policy::Share;
 
 /// One session of one pool, numbered in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,8 +70,8 @@ pub enum Event {
 /// What the manager is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start a VM.
-    Boot(VmId),
+    /// Start a VM that sees this of the machine's store.
+    Boot(VmId, Share),
     /// Give a session a slot of a VM.
     Assign {
         /// Who gets it.

@@ -123,7 +123,7 @@ impl Pool {
     /// When to send [`Event::DeadlineReached`]; `None` while only other events can change anything.
     pub fn deadline(&self) -> Option<Instant> {
         let boots = self.vms.values().filter_map(|vm| match vm {
-            VmState::Booting { deadline } => Some(*deadline),
+            VmState::Booting { deadline, .. } => Some(*deadline),
             _ => None,
         });
         boots
@@ -141,9 +141,9 @@ impl Pool {
 
     fn vm_ready(&mut self, now: Instant, vm: VmId) {
         if let Some(state) = self.vms.get_mut(&vm)
-            && state.is_booting()
+            && let VmState::Booting { share, .. } = *state
         {
-            *state = VmState::ready(now);
+            *state = VmState::ready(now, share);
             self.backoff.succeeded();
         }
     }
@@ -193,7 +193,7 @@ impl Pool {
 
     fn give_up_late_boots(&mut self, now: Instant) -> Vec<Action> {
         let is_late =
-            |vm: &VmState| matches!(vm, VmState::Booting { deadline } if *deadline <= now);
+            |vm: &VmState| matches!(vm, VmState::Booting { deadline, .. } if *deadline <= now);
         let limit = scale::longest_start(&self.policy).as_secs();
         let mut actions = Vec::new();
         for id in self.vms_that(is_late) {

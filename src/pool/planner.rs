@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::claim::{Purpose, Seat};
-use super::policy::{Policy, Reuse};
+use super::claim::{Claim, Purpose};
+use super::policy::{Policy, Reuse, Share};
 use super::queue::Waiting;
 use super::vm::{ReadyVm, VmId, VmState};
 
@@ -18,10 +18,12 @@ pub(super) fn home(vms: &Vms, waiting: &Waiting) -> Option<VmId> {
         return None;
     }
     let seat = &waiting.claim.seat;
-    let leased = ready(vms).find(|(_, vm)| vm.leases.contains_key(seat));
+    // The sessions of a seat have one key, so the VM that has the outputs is of their kind. One that is not is nobody's home.
+    let alike = || ready(vms).filter(|(_, vm)| vm.share == waiting.claim.share);
     let before = |vm: &ReadyVm| vm.last_session_before(waiting.session, seat);
-    let served = || ready(vms).filter_map(|(id, vm)| Some((before(vm)?, id)));
-    leased
+    let served = || alike().filter_map(|(id, vm)| Some((before(vm)?, id)));
+    alike()
+        .find(|(_, vm)| vm.leases.contains_key(seat))
         .map(|(id, _)| id)
         .or_else(|| served().max().map(|(_, id)| id))
 }
@@ -42,37 +44,57 @@ pub(super) fn pick(vms: &Vms, waiting: &Waiting, policy: &Policy) -> Option<VmId
         (is_others, vm.sessions.len(), id)
     };
     ready(vms)
-        .filter(|(_, vm)| vm.has_free_slot(policy) && vm.may_take(client, policy))
+        .filter(|(_, vm)| vm.has_free_slot(policy) && vm.may_take(claim, policy))
         .map(|(id, vm)| rank(id, vm))
         .min()
         .map(|(_, _, id)| id)
 }
 
-/// How many VMs that nobody has used the sessions of these seats need, none of which a VM that is there can serve.
-pub(super) fn need<'a>(seats: impl Iterator<Item = &'a Seat>, policy: &Policy) -> usize {
+/// The VMs that sessions with these claims need, none of which a VM that is there can serve: the kind of each, in the order
+/// of the sessions that need one more.
+pub(super) fn needs<'a>(claims: impl Iterator<Item = &'a Claim>, policy: &Policy) -> Vec<Share> {
     let slots = policy.slots_per_vm.get() as usize;
-    match policy.reuse {
-        Reuse::Never => seats.count(),
-        Reuse::Always => seats.count().div_ceil(slots),
-        Reuse::Client => {
-            let mut clients: BTreeMap<&str, usize> = BTreeMap::new();
-            for seat in seats {
-                *clients.entry(&seat.client).or_default() += 1;
-            }
-            clients.values().map(|count| count.div_ceil(slots)).sum()
+    // How many sessions there are so far of those that may be on one VM.
+    let mut companies: BTreeMap<(Share, &str), usize> = BTreeMap::new();
+    let mut needs = Vec::new();
+    for claim in claims {
+        let client = match policy.reuse {
+            Reuse::Client => claim.seat.client.as_str(),
+            Reuse::Never | Reuse::Always => "",
+        };
+        let company = companies.entry((claim.share, client)).or_default();
+        if company.is_multiple_of(slots) || policy.reuse == Reuse::Never {
+            needs.push(claim.share);
         }
+        *company += 1;
     }
+    needs
 }
 
-/// How many VMs boot. They count as supply: an emulated guest needs seconds to minutes, and without this every event of
-/// that wait would start another one.
+/// How many VMs boot.
 pub(super) fn booting(vms: &Vms) -> usize {
     vms.values().filter(|vm| vm.is_booting()).count()
 }
 
-/// How many VMs could serve any newcomer at once.
-pub(super) fn spare(vms: &Vms, policy: &Policy) -> usize {
-    ready(vms).filter(|(_, vm)| vm.is_spare(policy)).count()
+/// How many VMs of a kind could serve any newcomer of theirs at once.
+pub(super) fn spare(vms: &Vms, share: Share, policy: &Policy) -> usize {
+    let is_spare = |vm: &ReadyVm| vm.share == share && vm.is_spare(policy);
+    ready(vms).filter(|(_, vm)| is_spare(vm)).count()
+}
+
+/// How many VMs of a kind wait for newcomers, or will. Those that boot count as supply: an emulated guest needs seconds to
+/// minutes, and without this every event of that wait would start another one.
+pub(super) fn supply(vms: &Vms, share: Share, policy: &Policy) -> usize {
+    let is_coming =
+        |vm: &&VmState| matches!(vm, VmState::Booting { share: kind, .. } if *kind == share);
+    spare(vms, share, policy) + vms.values().filter(is_coming).count()
+}
+
+/// How many of the VMs that are to be there can serve. A VM at work, or kept for its outputs, is one of them whatever it
+/// sees; one that nobody uses only if it is of the kind that is kept.
+pub(super) fn serving(vms: &Vms, share: Share) -> usize {
+    let counts = |vm: &ReadyVm| vm.share == share || !vm.is_idle();
+    ready(vms).filter(|(_, vm)| counts(vm)).count()
 }
 
 /// The VMs that can serve.

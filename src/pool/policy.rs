@@ -32,6 +32,36 @@ impl Reuse {
     }
 }
 
+/// What of this machine's Nix store a VM sees. Fixed when it starts: it has the store's device or it has not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// All of it.
+    #[default]
+    Host,
+    /// Nothing.
+    None,
+}
+
+impl Share {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::None => "none",
+        }
+    }
+
+    /// What both allow.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Host, Self::Host) => Self::Host,
+            _ => Self::None,
+        }
+    }
+}
+
 /// What a pool may do; checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -45,6 +75,8 @@ pub struct Policy {
     pub slots_per_vm: NonZeroU32,
     /// Which sessions a VM takes after its first one.
     pub reuse: Reuse,
+    /// What VMs see of this machine's store, where the session does not ask for less: those that are kept and warm do.
+    pub share: Share,
     /// VMs that nobody has used yet, kept beside those that are wanted, so that a session waits for nothing.
     pub warm: u32,
     /// How long a VM is kept for outputs that are still to be fetched from it.
@@ -77,6 +109,7 @@ impl Default for Policy {
             // One build per VM: Nix's own parallelism is what the vCPUs are for.
             slots_per_vm: NonZeroU32::MIN,
             reuse: Reuse::Never,
+            share: Share::Host,
             warm: 0,
             // A client that fetches each output by a session of its own opens the next one within milliseconds; this is
             // for one whose machine is overloaded.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::claim::{Outputs, Purpose};
-use super::policy::{Policy, Reuse};
+use super::policy::{Policy, Reuse, Share};
 use super::{Down, Event, Mode, Retry, VmId};
 use world::World;
 
@@ -21,6 +21,7 @@ enum Step {
         client: u8,
         slot: u8,
         purpose: Purpose,
+        share: Share,
     },
     /// The n-th of the sessions that wait or run ends.
     Close(usize, Outputs),
@@ -38,7 +39,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0u8..2, 0u8..4, purpose()).prop_map(|(client, slot, purpose)| Step::Open { client, slot, purpose }),
+        6 => open(),
         5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
         1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
         5 => any::<usize>().prop_map(Step::Ready),
@@ -49,6 +50,19 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u32..6).prop_map(Step::Up),
         1 => prop_oneof![Just(Step::Down(Down::Drain)), Just(Step::Down(Down::Now))],
     ]
+}
+
+fn open() -> impl Strategy<Value = Step> {
+    (0u8..2, 0u8..4, purpose(), share()).prop_map(|(client, slot, purpose, share)| Step::Open {
+        client,
+        slot,
+        purpose,
+        share,
+    })
+}
+
+fn share() -> impl Strategy<Value = Share> {
+    prop_oneof![3 => Just(Share::Host), 2 => Just(Share::None)]
 }
 
 fn purpose() -> impl Strategy<Value = Purpose> {
@@ -67,8 +81,8 @@ fn start() -> Instant {
 fn policy() -> impl Strategy<Value = Policy> {
     let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
     let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
-    (limits, reuse, 0u32..3, any::<bool>()).prop_map(
-        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured)| {
+    (limits, reuse, 0u32..3, any::<bool>(), share()).prop_map(
+        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured, share)| {
             let slots = if reuse == Reuse::Never { 1 } else { slots };
             let up_limit = if is_configured { max_vms } else { 8 };
             Policy {
@@ -77,6 +91,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                 up_limit: NonZeroU32::new(up_limit).unwrap(),
                 slots_per_vm: NonZeroU32::new(slots).unwrap(),
                 reuse,
+                share,
                 warm: warm.min(max_vms),
                 max_queued,
                 ..Policy::default()
@@ -89,6 +104,7 @@ const OPEN: Step = Step::Open {
     client: 0,
     slot: 0,
     purpose: Purpose::Build,
+    share: Share::Host,
 };
 
 proptest! {
@@ -116,9 +132,27 @@ proptest! {
             Mode::Draining => 0,
         };
         prop_assert_eq!(world.vms.len(), expected as usize);
+        let own = world.pool.policy.share;
+        prop_assert!(world.vms.keys().all(|vm| world.shares[vm] == own), "kept for nobody");
         let before: BTreeSet<VmId> = world.vms.keys().copied().collect();
         world.pass(world.now + Duration::from_secs(24 * 3600));
         prop_assert_eq!(world.vms.keys().copied().collect::<BTreeSet<_>>(), before, "an idle VM was cycled");
+    }
+
+    /// Property 19: who waits for a VM of either kind gets one where there is room for one only, and no VM is started for
+    /// nothing meanwhile.
+    #[test]
+    fn both_kinds_are_served_where_there_is_room_for_one_vm(policy in policy(), sessions in prop::collection::vec(open(), 1..15)) {
+        let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), max_queued: 20, ..policy };
+        let mut world = World::new(one, start());
+        let opened = sessions.len();
+        for session in sessions {
+            world.take(session);
+        }
+        world.settle();
+        prop_assert_eq!(world.served.len(), opened);
+        // One for each at the most, and one that is kept before and after.
+        prop_assert!(world.boots <= opened + 2, "{} starts for {} sessions", world.boots, opened);
     }
 
     /// Property 10: starts under permanent failure are bounded, however many sessions come.

@@ -1,8 +1,9 @@
 //! How a pool grows and shrinks: what is missing boots, what is in the way or idle too long goes.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::policy::{Policy, Reuse};
+use super::policy::{Policy, Share};
 use super::vm::{ReadyVm, VmId, VmState};
 use super::{Action, Mode, Pool, budget, planner};
 
@@ -15,7 +16,8 @@ pub(super) fn longest_start(policy: &Policy) -> Duration {
 }
 
 impl Pool {
-    /// Starts what is missing and stops what is idle too long. Both at once only where a VM of another client is no help.
+    /// Starts what is missing and stops what is idle too long. Both at once only where a VM of another client,
+    /// or of the other kind, is no help.
     pub(super) fn scale(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.boot_missing(now);
         let mut stops = self.stop_idle(now);
@@ -49,7 +51,7 @@ impl Pool {
     /// When a start that the back-off holds back is allowed.
     pub(super) fn retry_deadline(&self) -> Option<Instant> {
         // What memory holds back has its own deadline.
-        if self.wants_boot() && self.budget.shortage().is_none() {
+        if self.next_to_boot().is_some() && self.budget.shortage().is_none() {
             self.backoff.retry_at()
         } else {
             None
@@ -59,7 +61,9 @@ impl Pool {
     fn boot_missing(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut lack = None;
-        while self.wants_boot() && self.is_allowed_to_try(now) {
+        while let Some(share) = self.next_to_boot()
+            && self.is_allowed_to_try(now)
+        {
             let growing = budget::growing(&self.vms, now);
             lack = self.budget.lack(growing, &self.policy);
             if lack.is_some() {
@@ -68,20 +72,20 @@ impl Pool {
             self.last_vm += 1;
             let id = VmId(self.last_vm);
             let deadline = now + longest_start(&self.policy);
-            self.vms.insert(id, VmState::Booting { deadline });
-            actions.push(Action::Boot(id));
+            self.vms.insert(id, VmState::Booting { deadline, share });
+            actions.push(Action::Boot(id, share));
         }
         self.budget.hold_back(now, lack);
         actions
     }
 
-    /// Whether a further VM is wanted and there is room for it; the back-off and memory apart.
-    fn wants_boot(&self) -> bool {
+    /// Which kind of VM is wanted next, if there is room for one; the back-off and memory apart.
+    fn next_to_boot(&self) -> Option<Share> {
         let one_at_a_time = self.backoff.failures() > 0;
-        self.mode == Mode::Open
-            && self.missing() > 0
+        let may_boot = self.mode == Mode::Open
             && self.has_room()
-            && !(one_at_a_time && planner::booting(&self.vms) > 0)
+            && !(one_at_a_time && planner::booting(&self.vms) > 0);
+        may_boot.then(|| self.first_missing()).flatten()
     }
 
     fn is_allowed_to_try(&self, now: Instant) -> bool {
@@ -92,35 +96,52 @@ impl Pool {
         self.vms.len() < self.limit() as usize
     }
 
-    /// How many VMs there are too few, whatever their maximum is.
-    fn missing(&self) -> usize {
-        let booting = planner::booting(&self.vms);
-        let unused = planner::spare(&self.vms, &self.policy) + booting;
-        // A VM at work, or kept for its outputs, is one of those that are to be there.
-        let serving = planner::ready(&self.vms).count() + booting;
-        let wanted = self.need() + self.policy.warm as usize;
-        let for_newcomers = wanted.saturating_sub(unused);
-        for_newcomers.max((self.kept() as usize).saturating_sub(serving))
+    /// The kind of the VM that is missing first, whatever the maximum is. Who waits longest comes before what is only kept:
+    /// that would take the room of those who wait, and be ended for them again.
+    fn first_missing(&self) -> Option<Share> {
+        if let Some(share) = self.unserved().first() {
+            return Some(*share);
+        }
+        let own = self.policy.share;
+        let needed = self.needs().iter().filter(|share| **share == own).count();
+        let wanted = needed + self.policy.warm as usize;
+        let is_cold = planner::supply(&self.vms, own, &self.policy) < wanted;
+        // What boots for a session is about to be at work.
+        let serving = planner::serving(&self.vms, own) + planner::booting(&self.vms);
+        (is_cold || serving < self.kept() as usize).then_some(own)
     }
 
-    /// How many VMs the sessions that wait need. None for those whose VM is there and only busy.
-    fn need(&self) -> usize {
+    /// The VMs that those who wait need; none for those whose VM is there and only busy.
+    fn needs(&self) -> Vec<Share> {
         let homeless = self.queue.iter().filter(|waiting| !self.has_home(waiting));
-        planner::need(homeless.map(|waiting| &waiting.claim.seat), &self.policy)
+        planner::needs(homeless.map(|waiting| &waiting.claim), &self.policy)
     }
 
-    /// Ends idle VMs of other clients while those who wait cannot get one otherwise.
+    /// Of these, those that neither are there nor boot.
+    fn unserved(&self) -> Vec<Share> {
+        let supply = |share| planner::supply(&self.vms, share, &self.policy);
+        let mut left: BTreeMap<Share, usize> = BTreeMap::new();
+        let mut unserved = self.needs();
+        unserved.retain(|share| {
+            let left = left.entry(*share).or_insert_with(|| supply(*share));
+            let is_served = *left > 0;
+            *left = left.saturating_sub(1);
+            !is_served
+        });
+        unserved
+    }
+
+    /// Ends idle VMs while those who wait cannot get one otherwise. A VM that is idle while somebody waits is of the other
+    /// kind, or another client's.
     fn make_room(&mut self, now: Instant) -> Vec<Action> {
         let is_stuck = !self.has_room() || self.budget.shortage().is_some();
-        let applies = self.policy.reuse == Reuse::Client && self.mode == Mode::Open;
-        if !applies || !is_stuck || !self.is_allowed_to_try(now) {
+        if self.mode != Mode::Open || !is_stuck || !self.is_allowed_to_try(now) {
             return Vec::new();
         }
         let gone_soon = |vm: &&VmState| matches!(vm, VmState::Stopping);
         let stopping = self.vms.values().filter(gone_soon).count();
-        let coming = planner::booting(&self.vms) + stopping;
         let mut actions = Vec::new();
-        for _ in coming..self.need() {
+        for _ in stopping..self.unserved().len() {
             let Some((_, id)) = planner::first_to_go(&self.vms, |_| true) else {
                 break;
             };
@@ -145,17 +166,18 @@ impl Pool {
             Mode::Draining => Duration::ZERO,
             Mode::Open => self.policy.idle_timeout,
         };
+        let own = self.policy.share;
         // Only VMs that are ready count: what still boots may fail.
-        let ready = planner::ready(&self.vms).count();
-        if ready <= self.kept() as usize {
-            return None;
-        }
+        let can_miss_one = planner::serving(&self.vms, own) > self.kept() as usize;
         let warm = match self.mode {
             Mode::Draining => 0,
             Mode::Open => self.policy.warm as usize,
         };
-        let can_miss_spare = planner::spare(&self.vms, &self.policy) > warm;
-        let is_surplus = |vm: &ReadyVm| can_miss_spare || !vm.is_spare(&self.policy);
+        let can_miss_spare = planner::spare(&self.vms, own, &self.policy) > warm;
+        let is_surplus = |vm: &ReadyVm| {
+            let can_miss_it = can_miss_spare || !vm.is_spare(&self.policy);
+            vm.share != own || (can_miss_one && can_miss_it)
+        };
         planner::first_to_go(&self.vms, is_surplus).map(|(since, id)| (since + patience, id))
     }
 }

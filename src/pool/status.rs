@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Shortage;
-use super::policy::Reuse;
+use super::policy::{Reuse, Share};
 use super::vm::VmState;
 use super::{Mode, Pool, SessionId, VmId, planner};
 
@@ -23,6 +23,8 @@ pub struct PoolStatus {
     pub kept: u32,
     /// Which sessions a VM takes after its first one.
     pub reuse: Reuse,
+    /// What VMs see of this machine's store, where the session does not ask for less.
+    pub share: Share,
     /// VMs that nobody has used yet, kept beside those that are wanted.
     pub warm: u32,
     /// Sessions that have a VM or wait for one.
@@ -47,6 +49,8 @@ pub struct PoolStatus {
 pub struct QueuedStatus {
     /// Which one.
     pub session: SessionId,
+    /// What its VM is to see of this machine's store.
+    pub share: Share,
     /// The VM that has what it comes to fetch; none for a session that any VM may serve.
     pub home: Option<VmId>,
 }
@@ -91,6 +95,7 @@ impl Pool {
             up_limit: self.policy.up_limit.get(),
             kept: self.kept(),
             reuse: self.policy.reuse,
+            share: self.policy.share,
             warm: self.policy.warm,
             demand: self.demand(),
             vms: self
@@ -103,6 +108,7 @@ impl Pool {
                 .iter()
                 .map(|waiting| QueuedStatus {
                     session: waiting.session,
+                    share: waiting.claim.share,
                     home: planner::home(&self.vms, waiting),
                 })
                 .collect(),

@@ -3,12 +3,13 @@
 mod leases;
 mod memory;
 mod reuse;
+mod share;
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::claim::{Claim, Outputs, Purpose, Seat};
-use super::policy::{Policy, Reuse};
+use super::policy::{Policy, Reuse, Share};
 use super::{Action, Down, Event, Exit, Pool, Rejection, Retry, SessionId, VmId};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,6 +41,7 @@ fn claim(client: &str, slot: u64, purpose: Purpose) -> Claim {
     Claim {
         seat: Seat { client, slot },
         purpose,
+        share: Share::Host,
     }
 }
 
@@ -54,6 +56,10 @@ fn open_for(client: &str, session: u64) -> Event {
 
 fn close(session: u64) -> Event {
     Event::SessionClosed(SessionId(session), Outputs::Fetched)
+}
+
+fn boot(vm: u32) -> Action {
+    Action::Boot(VmId(vm), Share::Host)
 }
 
 fn assign(session: u64, vm: u32) -> Action {
@@ -106,7 +112,7 @@ fn nothing_is_started_while_nothing_waits() {
 #[test]
 fn a_session_starts_a_vm_and_gets_it_when_it_is_ready() {
     let (mut pool, now) = pool(2);
-    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
     assert_eq!(
         pool.handle(now + SECOND, Event::VmReady(VmId(1))),
         [assign(1, 1)]
@@ -116,9 +122,9 @@ fn a_session_starts_a_vm_and_gets_it_when_it_is_ready() {
 #[test]
 fn booting_vms_count_as_supply() {
     let (mut pool, now) = pool(8);
-    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
     assert_eq!(pool.handle(now, Event::DeadlineReached), []);
-    assert_eq!(pool.handle(now, open(2)), [Action::Boot(VmId(2))]);
+    assert_eq!(pool.handle(now, open(2)), [boot(2)]);
 }
 
 #[test]
@@ -140,7 +146,7 @@ fn a_session_that_lost_its_vm_unused_waits_in_its_old_place() {
     pool.handle(now, Event::VmReady(VmId(1)));
     assert_eq!(
         pool.handle(now, Event::VmExited(VmId(1), failed("killed"))),
-        [Action::Boot(VmId(2))]
+        [boot(2)]
     );
     let returned = Event::SessionReturned(SessionId(1), claim("anna", 1, Purpose::Build));
     assert_eq!(pool.handle(now, returned), []);
@@ -176,7 +182,7 @@ fn an_idle_vm_goes_after_the_idle_timeout() {
 #[test]
 fn what_up_asked_for_stays_until_down() {
     let (mut pool, now) = pool(4);
-    let boots = [Action::Boot(VmId(1)), Action::Boot(VmId(2))];
+    let boots = [boot(1), boot(2)];
     assert_eq!(pool.handle(now, Event::Up(2)), boots);
     pool.handle(now, Event::VmReady(VmId(1)));
     pool.handle(now, Event::VmReady(VmId(2)));
@@ -198,10 +204,7 @@ fn a_vm_that_ended_is_replaced_where_up_asked_for_it() {
     );
     let at = now + Policy::default().retry_first;
     assert_eq!(pool.deadline(), Some(at));
-    assert_eq!(
-        pool.handle(at, Event::DeadlineReached),
-        [Action::Boot(VmId(2))]
-    );
+    assert_eq!(pool.handle(at, Event::DeadlineReached), [boot(2)]);
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn a_vm_that_dies_at_work_is_replaced_at_once() {
     pool.handle(now, open(2));
     pool.handle(now, Event::VmReady(VmId(1)));
     let died = Event::VmExited(VmId(1), failed("QEMU was killed"));
-    assert_eq!(pool.handle(now, died), [Action::Boot(VmId(2))]);
+    assert_eq!(pool.handle(now, died), [boot(2)]);
 }
 
 #[test]
@@ -227,23 +230,20 @@ fn a_stopping_vm_still_counts_against_the_maximum() {
     );
     assert_eq!(pool.handle(later, open(2)), []);
     let gone = Event::VmExited(VmId(1), Exit::Stopped);
-    assert_eq!(pool.handle(later, gone), [Action::Boot(VmId(2))]);
+    assert_eq!(pool.handle(later, gone), [boot(2)]);
 }
 
 #[test]
 fn three_failed_starts_in_a_row_reject_those_who_wait_with_the_reason() {
     let (mut pool, mut now) = pool(4);
-    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
     for vm in 1..=2 {
         assert_eq!(
             pool.handle(now, Event::VmExited(VmId(vm), failed("no agent"))),
             []
         );
         now = pool.deadline().unwrap();
-        assert_eq!(
-            pool.handle(now, Event::DeadlineReached),
-            [Action::Boot(VmId(vm + 1))]
-        );
+        assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(vm + 1)]);
     }
     let third = pool.handle(now, Event::VmExited(VmId(3), failed("no agent")));
     assert_eq!(third, [start_failed(1, "no agent")]);
@@ -261,10 +261,7 @@ fn a_session_that_comes_while_starts_fail_gets_one_more_try() {
     assert_eq!(pool.handle(now, open(2)), []);
     assert_eq!(pool.handle(now, open(3)), []);
     now = pool.deadline().unwrap();
-    assert_eq!(
-        pool.handle(now, Event::DeadlineReached),
-        [Action::Boot(VmId(4))]
-    );
+    assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(4)]);
     let got = pool.handle(now, Event::VmExited(VmId(4), failed("no agent")));
     assert_eq!(
         got,
@@ -330,7 +327,7 @@ fn a_pool_that_is_down_takes_nobody_until_it_is_up_again() {
     let (mut pool, now) = pool(1);
     pool.handle(now, Event::Down(Down::Drain));
     assert_eq!(pool.handle(now, open(1)), [rejected(1)]);
-    assert_eq!(pool.handle(now, Event::Up(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, Event::Up(1)), [boot(1)]);
     assert_eq!(pool.handle(now, open(2)), []);
 }
 
@@ -364,16 +361,19 @@ fn status_shows_what_the_pool_knows() {
       "up-limit": 1,
       "kept": 0,
       "reuse": "always",
+      "share": "host",
       "warm": 0,
       "demand": 2,
       "vms": [],
       "queued": [
         {
           "session": 1,
+          "share": "host",
           "home": null
         },
         {
           "session": 2,
+          "share": "host",
           "home": null
         }
       ],

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SessionId;
 use super::claim::{Claim, Seat};
-use super::policy::{Policy, Reuse};
+use super::policy::{Policy, Reuse, Share};
 
 /// A VM of one pool, numbered from 1 in the order of their starts; numbers are not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct VmId(pub u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum VmState {
     /// It was started and is not ready yet. Given up at the deadline.
-    Booting { deadline: Instant },
+    Booting { deadline: Instant, share: Share },
     /// It can serve.
     Ready(ReadyVm),
     /// It was told to stop.
@@ -32,6 +32,7 @@ pub(super) enum VmState {
 /// A VM that can serve: whom it serves, whom it has served, and what it is kept for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReadyVm {
+    pub(super) share: Share,
     pub(super) sessions: BTreeMap<SessionId, Claim>,
     pub(super) idle_since: Instant,
     /// When it was given its latest session; when it became ready, before its first one.
@@ -44,8 +45,9 @@ pub(super) struct ReadyVm {
 
 impl VmState {
     /// A VM that has just become ready.
-    pub(super) fn ready(now: Instant) -> Self {
+    pub(super) fn ready(now: Instant, share: Share) -> Self {
         Self::Ready(ReadyVm {
+            share,
             sessions: BTreeMap::new(),
             idle_since: now,
             used_since: now,
@@ -120,13 +122,14 @@ impl ReadyVm {
         self.sessions.len() + self.leases.len() < policy.slots_per_vm.get() as usize
     }
 
-    /// Whether a new build of a client may run on it, after what has run on it before.
-    pub(super) fn may_take(&self, client: &str, policy: &Policy) -> bool {
-        match (policy.reuse, &self.owner) {
+    /// Whether a new build may run on it: it shows what the session may see, and what has run on it before is no hindrance.
+    pub(super) fn may_take(&self, claim: &Claim, policy: &Policy) -> bool {
+        let is_clean_enough = match (policy.reuse, &self.owner) {
             (Reuse::Always, _) | (_, None) => true,
-            (Reuse::Client, Some(owner)) => owner == client,
+            (Reuse::Client, Some(owner)) => *owner == claim.seat.client,
             (Reuse::Never, Some(_)) => false,
-        }
+        };
+        self.share == claim.share && is_clean_enough
     }
 
     /// The last session of a seat on it that came before another session.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::manager::ticket::{Grant, NewSession, SessionUpdate};
+use crate::manager::ticket::{Grant, NewSession, SessionUpdate, Share};
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
@@ -43,6 +43,7 @@ impl Rig {
             slot: "riscv64-00".to_owned(),
             client: "test".to_owned(),
             key: "test".to_owned(),
+            share: Share::Host,
             fetches: false,
         };
         let ended =

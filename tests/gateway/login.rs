@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::keys::PrivateKeyWithHashAlg;
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use xpool::config::keys::KEY_KINDS;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{GatewayConfig, GatewayError, Limits};
-use xpool::manager::ticket::SessionDesk;
+use xpool::manager::ticket::{SessionDesk, Share};
 use xpool::nix::wire::Version;
 
-use crate::rig::{AnyServer, Rig, SLOT, private_key, within};
+use crate::rig::{AnyServer, Rig, SLOT, client, private_key, query, within};
 
 /// Runs `ssh` with more options; its exit status and what it says.
 async fn ssh(rig: &Rig, user: &str, options: &[&str]) -> (Option<i32>, String) {
@@ -79,6 +80,47 @@ async fn an_unknown_key_and_an_unknown_slot_are_refused() {
             .unwrap()
             .success()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_may_see_what_its_key_may_and_is_shown_with_the_keys_name() {
+    let mut rig = Rig::start().await;
+    let known = [
+        ("local", rig.keys.clone(), Share::Host),
+        ("alice", rig.alices.clone(), Share::None),
+    ];
+    for (name, keys, share) in known {
+        let mut client = rig.client_with(&keys.client_file()).await;
+        client.send(&query()).await;
+        let request = rig.session().await.request;
+        assert_eq!(request.share, share, "{name}");
+        let fingerprint = keys.client().fingerprint(HashAlg::Sha256).to_string();
+        assert_eq!(request.key, fingerprint);
+        let shown: Vec<&str> = request.client.split(' ').collect();
+        assert_eq!((shown[0], shown[2]), (name, &*fingerprint));
+        assert!(shown[1].starts_with("127.0.0.1:"), "{}", request.client);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_key_that_can_be_configured_can_log_in() {
+    for (kind, bits) in [
+        ("ed25519", "256"),
+        ("ecdsa", "256"),
+        ("ecdsa", "384"),
+        ("ecdsa", "521"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let mut keygen = tokio::process::Command::new("ssh-keygen");
+        keygen.args(["-q", "-N", "", "-t", kind, "-b", bits, "-f"]);
+        let made = within(keygen.arg(&file).status()).await.unwrap();
+        assert!(made.success());
+        let key = private_key(&file).public_key().clone();
+        assert!(KEY_KINDS.contains(&key.algorithm()), "{kind} {bits}");
+        let rig = Rig::with_key(key).await;
+        drop(rig.client_with(&file).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,7 +199,7 @@ async fn a_gateway_that_nobody_could_use_does_not_start() {
         xpool::gateway::serve(listener, config, desk, CancellationToken::new()).await
     };
     assert_eq!(start(config.clone()).await, Err(GatewayError::NoClients));
-    let clients = vec![keys.client().clone()];
+    let clients = vec![client("local", &keys, Share::Host)];
     assert_eq!(
         start(GatewayConfig { clients, ..config }).await,
         Err(GatewayError::NoSlots)

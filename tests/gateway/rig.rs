@@ -1,12 +1,11 @@
 //! A gateway on a free port, its keys, and the test in the manager's and the guest's place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::client;
-use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
@@ -16,8 +15,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use xpool::gateway::keys::GatewayKeys;
-use xpool::gateway::{GatewayConfig, GatewayError, Limits, Slot};
-use xpool::manager::ticket::{Grant, NewSession, SessionDesk, SessionUpdate};
+use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
+use xpool::manager::ticket::{Grant, NewSession, SessionDesk, SessionUpdate, Share};
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
 use xpool::nix::wire::{Version, put_number, put_strings};
@@ -32,6 +31,8 @@ pub(crate) const SLOT: &str = "riscv64-00";
 pub(crate) struct Rig {
     pub(crate) port: u16,
     pub(crate) keys: GatewayKeys,
+    /// Those of Alice, who comes from elsewhere and may see nothing of this machine's store.
+    pub(crate) alices: GatewayKeys,
     pub(crate) sessions: mpsc::Receiver<NewSession>,
     pub(crate) folder: TempDir,
     pub(crate) stop: CancellationToken,
@@ -44,8 +45,28 @@ impl Rig {
     }
 
     pub(crate) async fn with(limits: Limits, version: Version) -> Self {
+        Self::with_more(limits, version, None).await
+    }
+
+    /// With a further client's key.
+    pub(crate) async fn with_key(key: PublicKey) -> Self {
+        let client = Client {
+            name: "bob".to_owned(),
+            key,
+            share: Share::None,
+        };
+        Self::with_more(Limits::default(), Version::PROMISED, Some(client)).await
+    }
+
+    async fn with_more(limits: Limits, version: Version, further: Option<Client>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let keys = GatewayKeys::load_or_create(&folder.path().join("keys")).unwrap();
+        let alices = GatewayKeys::load_or_create(&folder.path().join("alice")).unwrap();
+        let mut clients = vec![
+            client("local", &keys, Share::Host),
+            client("alice", &alices, Share::None),
+        ];
+        clients.extend(further);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
@@ -57,7 +78,7 @@ impl Rig {
         };
         let config = GatewayConfig {
             host_key: keys.host().clone(),
-            clients: vec![keys.client().clone()],
+            clients,
             slots: [(SLOT.to_owned(), slot)].into(),
             limits,
         };
@@ -67,6 +88,7 @@ impl Rig {
         Self {
             port,
             keys,
+            alices,
             sessions,
             folder,
             stop,
@@ -76,9 +98,13 @@ impl Rig {
 
     /// What `ssh` needs to reach the gateway, without anything of the user's.
     pub(crate) fn ssh_options(&self) -> Vec<String> {
+        self.ssh_options_of(&self.keys.client_file())
+    }
+
+    fn ssh_options_of(&self, key: &Path) -> Vec<String> {
         let options = [
             "-F/dev/null".to_owned(),
-            format!("-i{}", self.keys.client_file().display()),
+            format!("-i{}", key.display()),
             format!("-p{}", self.port),
             "-oIdentitiesOnly=yes".to_owned(),
             "-oBatchMode=yes".to_owned(),
@@ -92,9 +118,14 @@ impl Rig {
     }
 
     pub(crate) fn ssh(&self, user: &str) -> Command {
+        self.ssh_with(&self.keys.client_file(), user)
+    }
+
+    /// With the private key in this file.
+    pub(crate) fn ssh_with(&self, key: &Path, user: &str) -> Command {
         let mut command = Command::new("ssh");
         command
-            .args(self.ssh_options())
+            .args(self.ssh_options_of(key))
             .arg(format!("{user}@127.0.0.1"));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
@@ -102,7 +133,12 @@ impl Rig {
 
     /// A Nix client that has shaken hands.
     pub(crate) async fn client(&self) -> NixClient {
-        let mut command = self.ssh(SLOT);
+        self.client_with(&self.keys.client_file()).await
+    }
+
+    /// The same, with the private key in this file.
+    pub(crate) async fn client_with(&self, key: &Path) -> NixClient {
+        let mut command = self.ssh_with(key, SLOT);
         command.arg("nix-daemon --stdio");
         command
             .stdin(Stdio::piped())
@@ -143,9 +179,9 @@ impl Rig {
     }
 
     /// A connection by russh, logged in.
-    pub(crate) async fn russh(&self) -> client::Handle<AnyServer> {
-        let config = Arc::new(client::Config::default());
-        let mut connection = client::connect(config, ("127.0.0.1", self.port), AnyServer)
+    pub(crate) async fn russh(&self) -> russh::client::Handle<AnyServer> {
+        let config = Arc::new(russh::client::Config::default());
+        let mut connection = russh::client::connect(config, ("127.0.0.1", self.port), AnyServer)
             .await
             .unwrap();
         let key = private_key(&self.keys.client_file());
@@ -156,10 +192,19 @@ impl Rig {
     }
 }
 
+/// A client that logs in with these keys' client key.
+pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
+    Client {
+        name: name.to_owned(),
+        key: keys.client().clone(),
+        share,
+    }
+}
+
 /// A russh client that trusts any server.
 pub(crate) struct AnyServer;
 
-impl client::Handler for AnyServer {
+impl russh::client::Handler for AnyServer {
     type Error = russh::Error;
 
     async fn check_server_key(

@@ -30,7 +30,7 @@ async fn a_parked_session_hears_what_it_waits_for_and_that_it_is_refused() {
     let (mut client, session) = rig.parked().await;
     assert_eq!(session.request.slot, SLOT);
     assert!(
-        session.request.client.starts_with("127.0.0.1:"),
+        session.request.client.starts_with("local 127.0.0.1:"),
         "{}",
         session.request.client
     );

@@ -129,7 +129,7 @@ fn a_session_is_not_held_up_by_one_that_waits_for_its_vm() {
 #[test]
 fn a_session_that_fetches_what_nobody_keeps_is_like_any_other() {
     let (mut pool, now) = pool_with(policy(Reuse::Never, 1));
-    assert_eq!(pool.handle(now, fetch(1, 1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, fetch(1, 1)), [boot(1)]);
     assert_eq!(pool.handle(now, Event::VmReady(VmId(1))), [assign(1, 1)]);
 }
 
@@ -180,6 +180,6 @@ fn a_session_whose_vm_has_died_waits_for_any() {
     let (mut pool, now) = busy(Reuse::Never, 1);
     pool.handle(now, fetch(2, 1));
     let died = Event::VmExited(VmId(1), failed("killed"));
-    assert_eq!(pool.handle(now, died), [Action::Boot(VmId(2))]);
+    assert_eq!(pool.handle(now, died), [boot(2)]);
     assert_eq!(pool.handle(now, Event::VmReady(VmId(2))), [assign(2, 2)]);
 }

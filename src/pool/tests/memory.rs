@@ -28,7 +28,7 @@ fn a_start_is_held_back_until_there_is_memory() {
     pool.set_available_memory(Some(1536));
     assert_eq!(
         pool.handle(now + SECOND * 2, Event::DeadlineReached),
-        [Action::Boot(VmId(1))]
+        [boot(1)]
     );
     assert_eq!(pool.status(now).shortage, None);
 }
@@ -36,16 +36,13 @@ fn a_start_is_held_back_until_there_is_memory() {
 #[test]
 fn vms_that_boot_have_not_taken_their_memory_yet() {
     let (mut pool, now) = pool_with_memory(Reuse::Never, 4, 1024 + 3 * 512 - 1);
-    let boots = [Action::Boot(VmId(1)), Action::Boot(VmId(2))];
+    let boots = [boot(1), boot(2)];
     assert_eq!(pool.handle(now, Event::Up(4)), boots);
     let shortage = pool.status(now).shortage.unwrap();
     assert_eq!(shortage.needed_mib, 1024 + 3 * 512);
     assert_eq!(pool.promised_memory_mib(now), 1024);
     pool.set_available_memory(Some(1024 + 3 * 512));
-    assert_eq!(
-        pool.handle(now, Event::DeadlineReached),
-        [Action::Boot(VmId(3))]
-    );
+    assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(3)]);
 }
 
 #[test]
@@ -66,11 +63,7 @@ fn vms_that_are_ready_have_not_taken_their_memory_while_nobody_uses_them() {
 fn vms_whose_builds_begin_one_after_another_stop_where_the_memory_will_end() {
     let (mut pool, now) = pool_with_memory(Reuse::Never, 8, 1024 + 3 * 512);
     for n in 1..=3 {
-        assert_eq!(
-            pool.handle(now, open(n.into())),
-            [Action::Boot(VmId(n))],
-            "{n}"
-        );
+        assert_eq!(pool.handle(now, open(n.into())), [boot(n)], "{n}");
         let granted = [assign(n.into(), n)];
         assert_eq!(pool.handle(now, Event::VmReady(VmId(n))), granted);
     }
@@ -79,10 +72,7 @@ fn vms_whose_builds_begin_one_after_another_stop_where_the_memory_will_end() {
     let grown = now + GROWTH;
     let before = grown.checked_sub(Duration::from_millis(1)).unwrap();
     assert_eq!(pool.handle(before, Event::DeadlineReached), []);
-    assert_eq!(
-        pool.handle(grown, Event::DeadlineReached),
-        [Action::Boot(VmId(4))]
-    );
+    assert_eq!(pool.handle(grown, Event::DeadlineReached), [boot(4)]);
     assert_eq!(pool.promised_memory_mib(grown), 512);
 }
 
@@ -98,7 +88,7 @@ fn a_vm_that_waits_for_memory_is_looked_at_again_until_the_others_have_grown() {
         at = pool.deadline().unwrap();
         actions = pool.handle(at, Event::DeadlineReached);
     }
-    assert_eq!((at, actions), (now + GROWTH, vec![Action::Boot(VmId(2))]));
+    assert_eq!((at, actions), (now + GROWTH, vec![boot(2)]));
 }
 
 #[test]
@@ -142,7 +132,7 @@ fn memory_that_nobody_wants_is_not_short() {
 fn memory_that_is_not_known_holds_nothing_back() {
     let (mut pool, now) = pool_with_memory(Reuse::Never, 1, 0);
     pool.set_available_memory(None);
-    assert_eq!(pool.handle(now, open(1)), [Action::Boot(VmId(1))]);
+    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
 }
 
 #[test]

@@ -10,10 +10,6 @@ fn gone(vm: u32) -> Event {
     Event::VmExited(VmId(vm), Exit::Stopped)
 }
 
-fn boot(vm: u32) -> Action {
-    Action::Boot(VmId(vm))
-}
-
 fn kill(vm: u32) -> Action {
     Action::Kill(VmId(vm))
 }
