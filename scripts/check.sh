@@ -15,7 +15,7 @@ check() {
 }
 
 shell_scripts() {
-    grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images .ci
+    grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests .ci
 }
 
 # cargo-deny reads its list of advisories from the network; without it the rest is still checked.

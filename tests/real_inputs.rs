@@ -31,11 +31,8 @@ fn a_small_input_is_not_copied() {
         "riscv64-linux",
         "reads",
         r#"input = builtins.toFile "input" "hello";"#,
-        "set -x; id; ls -la / /nix/store $input; read -r text < $input || true; echo $text > $out",
+        "read -r text < $input || true; echo $text > $out",
     );
-    let t = common::now();
-    println!("{:?}", nix.results(&one));
-    println!("{:?}", t.elapsed());
-    println!("{}", installation.logs());
+
     assert_eq!(inputs(&installation), [(2, 2)]);
 }

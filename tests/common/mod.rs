@@ -7,9 +7,11 @@
     reason = "shared by tests that each need a part of it"
 )]
 
+pub mod namespace;
 pub mod nix;
 pub mod vm;
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -76,8 +78,23 @@ impl Installation {
         installation
     }
 
+    /// The same, with a /nix of its own: the folder `nix` of this installation, whatever /nix this machine has.
+    pub fn with_nix_folder(config: &str) -> Self {
+        let installation = Self::with_real_images(config);
+        std::fs::create_dir(installation.nix_folder()).unwrap();
+        installation
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    fn nix_folder(&self) -> PathBuf {
+        self.path().join("nix")
+    }
+
+    pub fn has_nix_folder(&self) -> bool {
+        self.nix_folder().exists()
     }
 
     pub fn state(&self) -> PathBuf {
@@ -88,9 +105,17 @@ impl Installation {
         &self.images
     }
 
+    /// A program of a system: of this machine's if that is `/`, or else of a root folder that `scripts/client-root` has made.
+    pub fn program(&self, system: &Path, program: impl AsRef<OsStr>) -> Command {
+        if system == Path::new("/") && !self.has_nix_folder() {
+            return Command::new(program);
+        }
+        namespace::command(self.path(), system, program)
+    }
+
     /// The command, ready to run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xpool"));
+        let mut command = self.program(Path::new("/"), env!("CARGO_BIN_EXE_xpool"));
         command
             .args(args)
             .env("XPOOL_CONFIG", self.path().join("xpool.toml"))
@@ -189,10 +214,12 @@ impl Installation {
         }
     }
 
-    /// What the manager said, for a test that fails.
+    /// What the manager and a nix-daemon said, for a test that fails.
     pub fn logs(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
-        format!("{}{}", read("serve.log"), read("state/logs/manager.log"))
+        ["serve.log", "state/logs/manager.log", "nix-daemon.log"]
+            .map(read)
+            .concat()
     }
 
     /// What is left below the folder of VMs, the running ones' included.
@@ -210,6 +237,11 @@ impl Drop for Installation {
         for pid in self.qemus() {
             let _ = kill_process(pid_of(pid), Signal::KILL);
         }
+        // Folders in a Nix store are read-only, and only root could remove what is in them.
+        let _ = Command::new("chmod")
+            .args(["-R", "u+w"])
+            .arg(self.path())
+            .output();
     }
 }
 

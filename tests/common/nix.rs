@@ -1,22 +1,65 @@
 //! A real Nix client, and the derivations that tests have it build.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use super::{Installation, Serving};
+use rustix::process::{Signal, kill_process};
 
-/// A Nix client with a store of its own.
+use super::{Installation, Serving, pid_of};
+
+/// Which Nix a client is.
+#[derive(Clone, Copy)]
+pub enum Version {
+    /// This machine's own: 2.8 on Debian 12.
+    Own,
+    /// Debian 13's, which is 2.26.
+    Newer,
+}
+
+impl Version {
+    /// The root folder that has its programs.
+    fn system(self) -> PathBuf {
+        match self {
+            Self::Own => PathBuf::from("/"),
+            Self::Newer => {
+                let clients = std::env::var_os("XPOOL_TEST_CLIENTS")
+                    .expect("run `scripts/test`, which makes the other clients");
+                Path::new(&clients).join("trixie")
+            }
+        }
+    }
+}
+
+/// A Nix client. Its store is the installation's /nix if it has one, and a folder of the client's own otherwise.
 pub struct Nix<'a> {
     pub installation: &'a Installation,
+    /// What the `/` of store paths is outside of the client.
     pub store: PathBuf,
     pub machines: String,
+    /// The root folder that has its programs.
+    system: PathBuf,
+    daemon: Option<&'a Daemon>,
 }
 
 impl<'a> Nix<'a> {
+    /// This machine's own Nix.
     pub fn new(installation: &'a Installation) -> Self {
-        let store = installation.path().join("client");
+        Self::of(Version::Own, installation)
+    }
+
+    pub fn newer(installation: &'a Installation) -> Self {
+        Self::of(Version::Newer, installation)
+    }
+
+    pub fn of(version: Version, installation: &'a Installation) -> Self {
+        let store = if installation.has_nix_folder() {
+            installation.path().to_owned()
+        } else {
+            installation.path().join("client")
+        };
         // Sandbox paths are for the builds on this machine that others are compared with: its shell. A client that has more
         // builds than slots asks for one again after the interval; its own default is five seconds.
         let conf = format!(
@@ -25,17 +68,52 @@ impl<'a> Nix<'a> {
             host_paths()
         );
         fs::write(installation.path().join("nix.conf"), conf).unwrap();
+        // Not `ok`, which puts another word for the folder that the key is in.
+        let machines = installation.command(&["machines"]).output().unwrap();
+        assert!(machines.status.success(), "{}", stderr(&machines));
         Self {
             installation,
             store,
-            machines: installation.ok(&["machines"]),
+            machines: String::from_utf8(machines.stdout).unwrap(),
+            system: version.system(),
+            daemon: None,
+        }
+    }
+
+    /// A nix-daemon of this version, which serves the installation's /nix.
+    pub fn daemon(&self) -> Daemon {
+        assert!(
+            self.installation.has_nix_folder(),
+            "a daemon serves /nix, and this installation has none"
+        );
+        let log = fs::File::create(self.installation.path().join("nix-daemon.log")).unwrap();
+        let mut command = self.program("nix-daemon");
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut daemon = Daemon { child };
+        let socket = self.store.join("nix/var/nix/daemon-socket/socket");
+        self.installation.until("nix-daemon listens", || {
+            let ended = daemon.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}\n{}", self.installation.logs());
+            UnixStream::connect(&socket).is_ok()
+        });
+        daemon
+    }
+
+    /// The same client, which does all by a daemon instead of by itself.
+    pub fn through(self, daemon: &'a Daemon) -> Self {
+        Self {
+            daemon: Some(daemon),
+            ..self
         }
     }
 
     /// `nix-build` of an expression, ready to run, in a process group of its own.
     pub fn build(&self, expression: &str) -> Command {
         let mut command = self.program("nix-build");
-        command.arg("--store").arg(&self.store).args([
+        if !self.installation.has_nix_folder() {
+            command.arg("--store").arg(&self.store);
+        }
+        command.args([
             "--no-out-link",
             "--builders",
             &self.machines,
@@ -48,7 +126,7 @@ impl<'a> Nix<'a> {
     /// A program of Nix's that finds the gateway, in a process group of its own.
     pub fn program(&self, name: &str) -> Command {
         let ssh_config = self.installation.state().join("ssh_config");
-        let mut command = Command::new(name);
+        let mut command = self.installation.program(&self.system, name);
         command
             .env("NIX_SSHOPTS", format!("-F {}", ssh_config.display()))
             .env("NIX_CONF_DIR", self.installation.path())
@@ -57,6 +135,9 @@ impl<'a> Nix<'a> {
             .current_dir(self.installation.path())
             .stdin(Stdio::null())
             .process_group(0);
+        if self.daemon.is_some() {
+            command.env("NIX_REMOTE", "daemon");
+        }
         command
     }
 
@@ -87,6 +168,24 @@ impl<'a> Nix<'a> {
             .spawn()
             .unwrap();
         Running { child, log }
+    }
+}
+
+/// A nix-daemon, which is killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Each connection has a process in a session of its own, which outlives the daemon.
+        let pid = self.child.id();
+        let connections = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for connection in connections.unwrap_or_default().split_whitespace() {
+            let _ = kill_process(pid_of(connection.parse().unwrap()), Signal::KILL);
+        }
     }
 }
 
