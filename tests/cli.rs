@@ -116,7 +116,7 @@ fn a_port_that_is_taken_is_named() {
 #[test]
 fn a_missing_qemu_is_named_with_its_package() {
     let installation = Installation::new("");
-    put_image(&installation, 2);
+    put_image(&installation, 3);
     let said = installation
         .command(&["up", "riscv64"])
         .env("PATH", "/nonexistent")
@@ -132,7 +132,7 @@ fn a_missing_qemu_is_named_with_its_package() {
 #[test]
 fn an_image_with_one_changed_byte_is_refused() {
     let installation = Installation::new("");
-    let image = put_image(&installation, 2);
+    let image = put_image(&installation, 3);
     fs::write(image.join("kernel"), "abd").unwrap();
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
@@ -155,7 +155,7 @@ fn an_image_of_another_contract_is_refused() {
     put_image(&installation, 99);
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
-    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 2
+    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 3
 
     hint: `xpool image build riscv64` makes a new one
     ");
@@ -235,7 +235,7 @@ fn without_a_manager_status_says_how_to_start_one_and_down_has_nothing_to_do() {
 #[test]
 fn more_vms_than_allowed_are_refused() {
     let installation = Installation::new("[pool]\nmax-vms = 2\n");
-    put_image(&installation, 2);
+    put_image(&installation, 3);
     let said = installation.run(&["up", "riscv64", "--count", "3"]);
     assert_eq!(said.code, Some(1));
     let last = said.stderr.lines().last().unwrap();
@@ -246,7 +246,7 @@ fn more_vms_than_allowed_are_refused() {
 #[test]
 fn more_vms_than_a_system_has_slots_need_a_configured_maximum() {
     let installation = Installation::new("");
-    put_image(&installation, 2);
+    put_image(&installation, 3);
     let said = installation.run(&["up", "riscv64", "--count", "65"]);
     assert!(is_untouched(&installation), "a manager was started");
     assert_snapshot!(all(&said), @r"
@@ -286,15 +286,19 @@ fn xpools_own_key_is_not_given_to_somebody_else() {
 }
 
 #[test]
-fn a_pool_without_vms_shows_its_rules() {
-    let installation = Installation::new("[pool]\nmax-vms = 2\n");
+fn a_pool_without_vms_shows_its_rules_and_what_it_cannot_share() {
+    let installation = Installation::new(
+        "[store]\nroot = \"/nonexistent\"\n[pool]\nmax-vms = 2\n[systems.riscv64-linux]\nstore.share = \"none\"\n",
+    );
     let _serving = installation.serve();
     let said = installation.ok(&["status"]);
     let tables = said.split_once("\n\n").unwrap().1;
     assert_snapshot!(tables, @r"
-    SYSTEM         STATE  VMS     KEPT  BUSY  WAITING  REUSE
-    aarch64-linux  open   0 of 2  0     0     0        never
-    riscv64-linux  open   0 of 2  0     0     0        never
+    SYSTEM         STATE  VMS     KEPT  BUSY  WAITING  REUSE  INPUTS
+    aarch64-linux  open   0 of 2  0     0     0        never  copied
+    riscv64-linux  open   0 of 2  0     0     0        never  copied
+
+    aarch64-linux: inputs: copied, because there is no /nonexistent/nix/store
     ");
 }
 

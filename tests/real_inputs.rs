@@ -34,5 +34,6 @@ fn a_small_input_is_not_copied() {
         "read -r text < $input || true; echo $text > $out",
     );
 
+    assert_eq!(nix.results(&one), ["hello\n"]);
     assert_eq!(inputs(&installation), [(2, 2)]);
 }

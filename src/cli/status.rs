@@ -6,9 +6,10 @@ use clap::Args;
 use super::Context;
 use crate::control::Info;
 use crate::control::client::Client;
-use crate::manager::status::{SessionView, Status, SystemStatus, VmView};
+use crate::manager::status::{InputsView, InputsWay, SessionView, Status, SystemStatus, VmView};
 use crate::output::table::{age, render, tenths};
 use crate::pool::Mode;
+use crate::pool::policy::Share;
 use crate::pool::status::VmStage;
 
 #[derive(Debug, Args)]
@@ -36,14 +37,14 @@ fn text(info: &Info, status: &Status) -> String {
         "manager {} (pid {}), gateway on {}",
         info.version, info.pid, info.gateway
     );
-    let pools: Vec<[String; 7]> = status.systems.iter().map(pool_row).collect();
+    let pools: Vec<[String; 8]> = status.systems.iter().map(pool_row).collect();
     let vms: Vec<[String; 6]> = status
         .systems
         .iter()
         .flat_map(|system| &system.vms)
         .map(vm_row)
         .collect();
-    let sessions: Vec<[String; 5]> = status
+    let sessions: Vec<[String; 6]> = status
         .systems
         .iter()
         .flat_map(|system| &system.sessions)
@@ -52,12 +53,15 @@ fn text(info: &Info, status: &Status) -> String {
     let mut parts = vec![
         head,
         render(
-            ["SYSTEM", "STATE", "VMS", "KEPT", "BUSY", "WAITING", "REUSE"],
+            [
+                "SYSTEM", "STATE", "VMS", "KEPT", "BUSY", "WAITING", "REUSE", "INPUTS",
+            ],
             &pools,
         ),
     ];
     parts.extend(status.systems.iter().filter_map(failure));
     parts.extend(status.systems.iter().filter_map(shortage));
+    parts.extend(status.systems.iter().filter_map(copying));
     if !vms.is_empty() {
         parts.push(render(
             ["VM", "STATE", "AGE", "BOOT", "MEMORY", "DOES"],
@@ -65,7 +69,10 @@ fn text(info: &Info, status: &Status) -> String {
         ));
     }
     if !sessions.is_empty() {
-        parts.push(render(["SESSION", "SLOT", "VM", "AGE", "DOES"], &sessions));
+        parts.push(render(
+            ["SESSION", "SLOT", "VM", "AGE", "INPUTS", "DOES"],
+            &sessions,
+        ));
     }
     parts.join("\n\n")
 }
@@ -89,7 +96,18 @@ fn shortage(system: &SystemStatus) -> Option<String> {
     Some(format!("{}: {shortage}", system.system))
 }
 
-fn pool_row(system: &SystemStatus) -> [String; 7] {
+/// Why inputs are copied, where they should not be.
+fn copying(system: &SystemStatus) -> Option<String> {
+    match (system.share, &system.inputs) {
+        (Share::Host, InputsWay::Copied { because }) => Some(format!(
+            "{}: inputs: copied, because {because}",
+            system.system
+        )),
+        _ => None,
+    }
+}
+
+fn pool_row(system: &SystemStatus) -> [String; 8] {
     let waiting = system
         .sessions
         .iter()
@@ -103,6 +121,10 @@ fn pool_row(system: &SystemStatus) -> [String; 7] {
         (Mode::Open, _, None) => "open".to_owned(),
     };
     let vms = format!("{} of {}", system.vms.len(), system.max_vms);
+    let inputs = match system.inputs {
+        InputsWay::Shared => "shared",
+        InputsWay::Copied { .. } => "copied",
+    };
     let kept = match system.warm {
         0 => system.kept.to_string(),
         warm => format!("{} + {warm} warm", system.kept),
@@ -115,6 +137,7 @@ fn pool_row(system: &SystemStatus) -> [String; 7] {
         busy.to_string(),
         waiting.to_string(),
         system.reuse.as_str().to_owned(),
+        inputs.to_owned(),
     ]
 }
 
@@ -146,15 +169,24 @@ fn vm_row(vm: &VmView) -> [String; 6] {
     [name, state, age(vm.age_s), boot, memory, does]
 }
 
-fn session_row(session: &SessionView) -> [String; 5] {
+fn session_row(session: &SessionView) -> [String; 6] {
     let vm = session.vm.clone().unwrap_or_default();
     [
         session.id.to_string(),
         session.slot.clone(),
         vm,
         age(session.age_s),
+        session.inputs.map_or(String::new(), inputs),
         session.activity.clone(),
     ]
+}
+
+fn inputs(InputsView { asked, shared }: InputsView) -> String {
+    match shared {
+        0 => "copied".to_owned(),
+        shared if shared == asked => "shared".to_owned(),
+        shared => format!("{shared} of {asked} shared"),
+    }
 }
 
 #[cfg(test)]
@@ -162,11 +194,10 @@ mod tests {
     use super::*;
     use crate::nix::System;
     use crate::pool::budget::Shortage;
-    use crate::pool::policy::{Reuse, Share};
+    use crate::pool::policy::Reuse;
 
-    #[test]
-    fn status_says_why_starts_fail() {
-        let system = SystemStatus {
+    fn pool() -> SystemStatus {
+        SystemStatus {
             system: System::Riscv64Linux,
             mode: Mode::Open,
             max_vms: 1,
@@ -175,12 +206,44 @@ mod tests {
             reuse: Reuse::Never,
             share: Share::Host,
             warm: 0,
+            inputs: InputsWay::Shared,
             vms: Vec::new(),
             sessions: Vec::new(),
+            start_failures: 0,
+            start_failure: None,
+            retry_in_s: None,
+            shortage: None,
+        }
+    }
+
+    #[test]
+    fn status_says_why_inputs_are_copied() {
+        let because = "there is no /nix/store".to_owned();
+        let system = SystemStatus {
+            inputs: InputsWay::Copied { because },
+            ..pool()
+        };
+        assert_eq!(
+            copying(&system).unwrap(),
+            "riscv64-linux: inputs: copied, because there is no /nix/store"
+        );
+        assert_eq!(pool_row(&system)[7], "copied");
+        let system = SystemStatus {
+            share: Share::None,
+            ..system
+        };
+        assert_eq!(copying(&system), None);
+        let of = |shared| inputs(InputsView { asked: 3, shared });
+        assert_eq!([0, 2, 3].map(of), ["copied", "2 of 3 shared", "shared"]);
+    }
+
+    #[test]
+    fn status_says_why_starts_fail() {
+        let system = SystemStatus {
             start_failures: 2,
             start_failure: Some("no agent".to_owned()),
             retry_in_s: Some(15),
-            shortage: None,
+            ..pool()
         };
         let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
         assert_eq!(failure(&system).unwrap(), expected);
@@ -214,19 +277,13 @@ mod tests {
             client: "127.0.0.1:5".to_owned(),
             vm: vm.map(str::to_owned),
             activity: activity.to_owned(),
-            inputs: None,
+            inputs: vm.map(|_| InputsView {
+                asked: 3,
+                shared: 2,
+            }),
             age_s: 30,
         };
         let system = SystemStatus {
-            system: System::Riscv64Linux,
-            mode: Mode::Open,
-            max_vms: 1,
-            up_limit: 1,
-            kept: 0,
-            reuse: Reuse::Never,
-            share: Share::Host,
-            warm: 0,
-            vms: Vec::new(),
             sessions: vec![
                 session(1, Some("riscv64-1"), "building hello.drv"),
                 session(
@@ -235,10 +292,7 @@ mod tests {
                     "waiting for riscv64-3, which has what is to be fetched",
                 ),
             ],
-            start_failures: 0,
-            start_failure: None,
-            retry_in_s: None,
-            shortage: None,
+            ..pool()
         };
         let idle = VmView {
             name: "riscv64-2".to_owned(),
@@ -268,8 +322,8 @@ mod tests {
         insta::assert_snapshot!(text(&info, &Status { systems: vec![system] }), @r"
         manager 0.1.0 (pid 42), gateway on 127.0.0.1:31022
 
-        SYSTEM         STATE  VMS     KEPT        BUSY  WAITING  REUSE
-        riscv64-linux  open   3 of 4  2 + 1 warm  1     1        never
+        SYSTEM         STATE  VMS     KEPT        BUSY  WAITING  REUSE  INPUTS
+        riscv64-linux  open   3 of 4  2 + 1 warm  1     1        never  shared
 
         riscv64-linux: not enough memory for another VM: 812 MiB available, 1536 MiB needed
 
@@ -278,9 +332,9 @@ mod tests {
         riscv64-2  ready, paused   1m35s  4.3s  -        idle for 1m01s
         riscv64-3  leased, paused  1m35s  4.3s  -        waits for its outputs to be fetched
 
-        SESSION  SLOT        VM         AGE  DOES
-        1        riscv64-01  riscv64-1  30s  building hello.drv
-        2        riscv64-02  -          30s  waiting for riscv64-3, which has what is to be fetched
+        SESSION  SLOT        VM         AGE  INPUTS         DOES
+        1        riscv64-01  riscv64-1  30s  2 of 3 shared  building hello.drv
+        2        riscv64-02  -          30s  -              waiting for riscv64-3, which has what is to be fetched
         ");
     }
 }

@@ -329,7 +329,7 @@ mod tests {
         std::fs::write(image.dir.join(MANIFEST), r#"{"contract": 4, "news": true}"#).unwrap();
         let error = store.current(SYSTEM).unwrap_err();
         assert!(
-            matches!(error, ImageError::OtherContract { found: 3, .. }),
+            matches!(error, ImageError::OtherContract { found: 4, .. }),
             "{error}"
         );
     }

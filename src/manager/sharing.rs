@@ -31,28 +31,26 @@ impl Sharing {
         self.folder.is_some()
     }
 
-    /// Registers a session's inputs in the guest; `None` if that is not to be, and then the client copies them.
-    pub(super) async fn give(&self, vm: &impl RunningVm, inputs: Inputs) -> Option<InputsView> {
-        let view = InputsView {
-            asked: inputs.asked(),
-            shared: inputs.shared(),
-        };
+    /// Registers a session's inputs in the guest, and says which of them the client need not copy.
+    pub(super) async fn give(&self, vm: &impl RunningVm, inputs: Inputs) -> InputsView {
+        let asked = inputs.asked();
+        let shared = inputs.shared();
         if self.folder.as_deref() != Some(inputs.folder()) {
             // There was no store yet when the VM was started.
-            return None;
+            return InputsView { asked, shared: 0 };
         }
         let mut given = self.given.lock().await;
         match given
             .give(inputs, async |text| vm.register(text).await)
             .await
         {
-            Ok(()) => Some(view),
+            Ok(()) => InputsView { asked, shared },
             Err(error) => {
                 warn!(
                     error = format!("{error:#}"),
                     "inputs cannot be shared and are copied"
                 );
-                None
+                InputsView { asked, shared: 0 }
             }
         }
     }

@@ -38,6 +38,8 @@ pub struct SystemStatus {
     pub share: Share,
     /// VMs that nobody has used yet, kept beside those that are wanted.
     pub warm: u32,
+    /// How inputs come into its VMs.
+    pub inputs: InputsWay,
     /// Its VMs, oldest first.
     pub vms: Vec<VmView>,
     /// Its sessions, in the order of their arrival.
@@ -97,10 +99,23 @@ pub struct SessionView {
     pub vm: Option<String>,
     /// What it does, or what it waits for.
     pub activity: String,
-    /// Which of its inputs are shared; `None` before it has any, and where all are copied.
+    /// Which of its inputs are shared; `None` where that was not asked.
     pub inputs: Option<InputsView>,
     /// Whole seconds since it came.
     pub age_s: u64,
+}
+
+/// How inputs come into a pool's VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "are")]
+pub enum InputsWay {
+    /// VMs see those that this machine's store has; clients copy the others.
+    Shared,
+    /// Clients copy all of them.
+    Copied {
+        /// Why.
+        because: String,
+    },
 }
 
 /// What a session asked for and did not have to copy.

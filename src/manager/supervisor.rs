@@ -50,7 +50,7 @@ pub(super) enum VmNews {
     Resumed,
     /// A session's way in is open, and inputs may be handed over there.
     HopOpened(SessionId, Hop, Option<InputsTaker>),
-    /// A session's inputs are in the guest.
+    /// A session's inputs are in the guest, or some of them.
     InputsGiven(SessionId, InputsView),
     /// A session's way in could not be opened; the VM is being ended.
     HopFailed(SessionId, String),
@@ -246,9 +246,8 @@ async fn serve_session<V: RunningVm, N: Fn(VmNews)>(
             _ = &mut release => break,
             // What was begun is ended: nobody knows what a guest says next that was asked halfway.
             Some((inputs, given)) = inputs.recv() => {
-                if let Some(view) = sharing.give(vm.vm(), inputs).await {
-                    news(VmNews::InputsGiven(session, view));
-                }
+                let view = sharing.give(vm.vm(), inputs).await;
+                news(VmNews::InputsGiven(session, view));
                 // A session that has gone does not want to know.
                 let _ = given.send(());
             }

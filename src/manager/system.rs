@@ -16,13 +16,14 @@ use crate::pool::budget::Shortage;
 use crate::pool::claim::Outputs;
 use crate::pool::policy::{Policy, Share};
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
+use crate::store::HostStore;
 use crate::vm::VmBackend;
 
 pub(super) struct ManagedSystem<B> {
     pub(super) system: System,
     pub(super) pool: Pool,
     slots_per_vm: usize,
-    share: Share,
+    pub(super) share: Share,
     factory: VmFactory<B>,
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
@@ -64,6 +65,11 @@ impl<B: VmBackend> ManagedSystem<B> {
             sessions,
             is_short: false,
         }
+    }
+
+    /// The store that its VMs may see.
+    pub(super) fn store(&self) -> Option<&HostStore> {
+        self.factory.store.as_deref()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

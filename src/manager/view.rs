@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::session::ManagedSession;
-use super::status::{SessionView, SystemStatus, VmView};
+use super::status::{InputsWay, SessionView, SystemStatus, VmView};
 use super::system::ManagedSystem;
 use crate::pool::SessionId;
+use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, VmStatus};
 use crate::vm::VmBackend;
 
@@ -21,6 +22,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             reuse: pool.reuse,
             share: pool.share,
             warm: pool.warm,
+            inputs: self.inputs_way(),
             vms: self.vm_views(&pool, now),
             sessions: self
                 .sessions
@@ -32,6 +34,14 @@ impl<B: VmBackend> ManagedSystem<B> {
             retry_in_s: pool.retry_in_s,
             shortage: pool.shortage,
         }
+    }
+
+    fn inputs_way(&self) -> InputsWay {
+        let because = match (self.share, self.store()) {
+            (Share::Host, Some(store)) => store.trouble(),
+            (Share::Host | Share::None, _) => Some("`store.share` is \"none\"".to_owned()),
+        };
+        because.map_or(InputsWay::Shared, |because| InputsWay::Copied { because })
     }
 
     pub(super) fn vm_views(&self, pool: &PoolStatus, now: Instant) -> Vec<VmView> {

@@ -55,7 +55,7 @@ async fn what_up_brings_sees_what_the_pool_shows_and_makes_room_for_who_may_not(
             status.systems[0]
                 .vms
                 .iter()
-                .any(|vm| vm.name == "riscv64-3")
+                .any(|vm| vm.name == "riscv64-3" && vm.state == VmStage::Ready)
         })
         .await;
     assert_eq!(fixture.share_of("riscv64-3"), Share::Host);

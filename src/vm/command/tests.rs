@@ -241,3 +241,24 @@ fn a_saved_guests_memory_is_the_machines_and_none_of_it_goes_back() {
     );
     assert!(!text.contains("balloon"), "{text}");
 }
+
+#[test]
+fn a_guest_that_sees_the_hosts_store_has_a_device_and_a_port_for_it() {
+    let mut spec = spec(System::Riscv64Linux);
+    let without = rendered(&spec, "/s/vm1");
+    assert!(
+        !without.contains("9p") && !without.contains("fsdev") && !without.contains("xpool.store")
+    );
+    spec.store = Some("/odd,place/nix/store".into());
+    let with = rendered(&spec, "/s/vm1");
+    let added: Vec<&str> = with
+        .lines()
+        .filter(|line| !without.contains(line))
+        .collect();
+    insta::assert_snapshot!(added.join("\n"), @r"
+    -fsdev local,id=store,path=/odd,,place/nix/store,security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=store,mount_tag=xpool-store
+    -chardev socket,id=storeport,path=/s/vm1/store,server=on,wait=off
+    -device virtserialport,chardev=storeport,name=xpool.store
+    ");
+}
