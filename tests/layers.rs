@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -57,6 +57,7 @@ const RULES: [Rule; 9] = [
             "crate::manager",
             "crate::gateway",
             "crate::session",
+            "crate::store",
             "crate::control",
             "crate::cli",
         ],
@@ -68,6 +69,20 @@ const RULES: [Rule; 9] = [
             "crate::pool",
             "crate::manager",
             "crate::vm",
+            "crate::gateway",
+            "crate::control",
+            "crate::cli",
+        ],
+        except: &[],
+    },
+    // The host's store serves sessions and VMs, and knows neither.
+    Rule {
+        path: "store",
+        words: &[
+            "crate::pool",
+            "crate::manager",
+            "crate::vm",
+            "crate::session",
             "crate::gateway",
             "crate::control",
             "crate::cli",

@@ -66,7 +66,7 @@ pub struct Grant {
 }
 
 /// Inputs on their way into a VM, and where to tell that they are there.
-pub(super) type InputsForVm = (Inputs, oneshot::Sender<()>);
+pub(crate) type InputsForVm = (Inputs, oneshot::Sender<()>);
 
 /// Has inputs registered in a VM.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub struct InputsTaker {
 
 impl InputsTaker {
     /// One, and the end at which the VM's supervisor receives.
-    pub(super) fn channel() -> (Self, mpsc::Receiver<InputsForVm>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<InputsForVm>) {
         let (to_vm, inputs) = mpsc::channel(1);
         (Self { to_vm }, inputs)
     }

@@ -1,8 +1,11 @@
 //! Sessions over an in-memory client, with the test as the manager and as the guest.
 
 mod fetching;
+mod inputs;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
@@ -15,6 +18,7 @@ use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
 use crate::nix::wire::{Version, put_number, put_string, put_strings};
+use crate::store::HostStore;
 use crate::vm::Hop;
 
 const V: Version = Version::PROMISED;
@@ -35,7 +39,13 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
+        Self::start_with(BTreeMap::new())
+    }
+
+    /// With stores that VMs see.
+    fn start_with(stores: BTreeMap<System, Arc<HostStore>>) -> Self {
         let (desk, sessions) = SessionDesk::channel();
+        let desk = desk.with_stores(stores);
         let (client, server) = tokio::io::duplex(256 * 1024);
         let (reader, writer) = tokio::io::split(server);
         let request = SessionRequest {

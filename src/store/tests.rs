@@ -15,13 +15,13 @@ use crate::nix::wire::{Reader, Version, put_number, put_string, put_strings};
 
 const HASH: &str = "f3fd5d95ca4e8bf91713e86c1fedf1bde75566e5558973a311963f2b5da4bf25";
 
-fn path(name: &str) -> StorePath {
+pub(crate) fn path(name: &str) -> StorePath {
     let text = format!("/nix/store/b0a26ff37b0c5c35c34c0d4d0cb00b18-{name}");
     StorePath::parse(text.as_bytes()).unwrap()
 }
 
 /// A store in a folder, and a daemon for it.
-struct Rig {
+pub(crate) struct Rig {
     dir: TempDir,
     /// The names of valid paths, and of what each refers to.
     valid: Arc<Mutex<BTreeMap<StorePath, Vec<StorePath>>>>,
@@ -30,7 +30,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         fs::create_dir_all(dir.path().join("nix/store")).unwrap();
         let rig = Self {
@@ -52,7 +52,7 @@ impl Rig {
     }
 
     /// Makes a path valid, and there.
-    fn add(&self, name: &str, references: &[&str]) {
+    pub(crate) fn add(&self, name: &str, references: &[&str]) {
         fs::write(self.file(name), name).unwrap();
         let references = references.iter().map(|name| path(name)).collect();
         self.valid.lock().unwrap().insert(path(name), references);
@@ -63,15 +63,20 @@ impl Rig {
         store.join(path(name).base_name())
     }
 
-    fn store(&self) -> HostStore {
+    pub(crate) fn store(&self) -> HostStore {
         HostStore::new(StorePlace {
             root: Some(self.dir.path().to_owned()),
             search_path: "/nonexistent".into(),
         })
     }
 
+    /// The daemon's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.store().place.socket()
+    }
+
     /// How often an operation was asked for.
-    fn count(&self, number: u64) -> usize {
+    pub(crate) fn count(&self, number: u64) -> usize {
         let asked = self.asked.lock().unwrap();
         asked.iter().filter(|asked| **asked == number).count()
     }
@@ -266,7 +271,7 @@ async fn why_inputs_are_copied_is_known_until_they_are_shared_again() {
     let rig = Rig::new();
     rig.add("a", &[]);
     let store = rig.store();
-    let socket = rig.dir.path().join("nix/var/nix/daemon-socket/socket");
+    let socket = rig.socket();
     let aside = rig.dir.path().join("aside");
     fs::rename(&socket, &aside).unwrap();
     assert_eq!(store.trouble(), None);
