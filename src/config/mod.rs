@@ -148,7 +148,7 @@ impl Config {
         });
         Ok(Self {
             listen,
-            store_root: root.transpose()?,
+            store_root: root.transpose()?.flatten(),
             systems,
             keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),
@@ -156,10 +156,12 @@ impl Config {
     }
 }
 
-fn parse_root(given: &str) -> Result<PathBuf, String> {
+fn parse_root(given: &str) -> Result<Option<PathBuf>, String> {
     let root = PathBuf::from(given);
-    if root.is_absolute() {
-        Ok(root)
+    if root.as_os_str() == "/" {
+        Ok(None)
+    } else if root.is_absolute() {
+        Ok(Some(root))
     } else {
         Err(format!(
             "`root` is `{given}` but must be an absolute path, the one that Nix is given as `--store`"

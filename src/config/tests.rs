@@ -103,6 +103,17 @@ fn values_out_of_range_are_named_with_their_line_and_their_range() {
 }
 
 #[test]
+fn another_store_is_named_by_an_absolute_path() {
+    assert_eq!(
+        refused("[store]\nroot = \"here\"\n"),
+        "xpool.toml:2: `root` is `here` but must be an absolute path, the one that Nix is given as `--store`"
+    );
+    let root = |text| parse(text).unwrap().store_root;
+    assert_eq!(root("[store]\nroot = \"/a/b\"\n"), Some("/a/b".into()));
+    assert_eq!(root("[store]\nroot = \"/\"\n"), None);
+}
+
+#[test]
 fn durations_and_minimums_have_ranges() {
     assert_eq!(
         refused("[pool]\nboot-timeout = \"0s\"\n"),

@@ -5,7 +5,7 @@
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::client::Client;
 use crate::manager::ticket::{InputsTaker, SessionDesk, SessionRequest};
@@ -46,10 +46,8 @@ impl LookUp {
     pub(super) async fn hand_over(mut self, taker: InputsTaker) {
         match (&mut self.0).await {
             Ok(Ok(inputs)) => taker.take(inputs).await,
-            Ok(Err(error)) => warn!(
-                error = format!("{error:#}"),
-                "inputs cannot be looked up and are copied"
-            ),
+            // The store has said so.
+            Ok(Err(error)) => debug!(error = format!("{error:#}"), "inputs are copied"),
             Err(error) => warn!(%error, "looking for inputs failed, they are copied"),
         }
     }

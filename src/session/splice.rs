@@ -2,7 +2,9 @@
 //!
 //! Never half a close: the guest's daemon only notices a full one, and would go on building for nobody.
 
+use std::future::poll_fn;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -124,7 +126,20 @@ where
         end = bad_news(ticket, &mut noticed) => end,
     };
     match end {
-        End::ClientLeft | End::Refused => end,
+        End::ClientLeft => end,
+        End::Refused => {
+            // It has what it answers to, though we may not know that yet, and can then be told in the protocol.
+            let caught_up = poll_fn(|context| {
+                let is_over = watch.client_is_current() || down.as_mut().poll(context).is_ready();
+                if is_over || watch.client_is_current() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
+            let _ = tokio::time::timeout(DRAIN_DEADLINE, caught_up).await;
+            end
+        }
         End::GuestEnded => tokio::select! {
             end = &mut up => end,
             end = verdict(ticket, &mut noticed) => end,

@@ -88,6 +88,11 @@ impl Watch {
         self.lock().client_is_current = true;
     }
 
+    /// Whether the client has received all that was seen from the guest.
+    pub(super) fn client_is_current(&self) -> bool {
+        self.lock().client_is_current
+    }
+
     /// Whether there may be outputs that the client has not fetched.
     pub(super) fn outputs_remain(&self) -> bool {
         self.lock().observer.outputs_remain()

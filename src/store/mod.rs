@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tracing::{info, warn};
 
 pub use given::Given;
 pub use inputs::Inputs;
@@ -76,7 +77,7 @@ impl HostStore {
                 )
             })
             .flatten();
-        *self.lock_trouble() = found.as_ref().err().map(|error| format!("{error:#}"));
+        self.note(found.as_ref().err().map(|error| format!("{error:#}")));
         found
     }
 
@@ -122,6 +123,17 @@ impl HostStore {
             }
         }
         Ok(infos)
+    }
+
+    /// Notes why a look-up failed, or that it did not. Said once: sessions are many.
+    fn note(&self, trouble: Option<String>) {
+        let mut last = self.lock_trouble();
+        match &trouble {
+            Some(because) if *last != trouble => warn!(because, "inputs are copied"),
+            None if last.is_some() => info!("inputs are shared again"),
+            _ => {}
+        }
+        *last = trouble;
     }
 
     fn lock_trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
