@@ -176,8 +176,8 @@ fn network_args(network: Network) -> Vec<OsString> {
     }
 }
 
-/// The host's store, by QEMU's own 9p server, which refuses every write. Names of files that differ only in the device they
-/// are on (`auto-optimise-store`, a store of several file systems) keep numbers of their own (`multidevs`).
+/// The host's store, by QEMU's own 9p server, which refuses every write. A store of several file systems has inode numbers
+/// that occur twice; they are told apart (`multidevs`).
 fn store_args(folder: &Path) -> Vec<OsString> {
     let mut fsdev = with_path("local,id=store,path=", folder);
     fsdev.push(",security_model=none,readonly=on,multidevs=remap");
