@@ -4,20 +4,14 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use tempfile::TempDir;
 use xpool::nix::System;
 use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmSpec};
 
-use common::vm::{boot_with, handshake, in_guest, private_parent, soon, spec};
-
-/// Templates are kept from one run to the next, as images are; a change makes new ones.
-fn templates() -> PathBuf {
-    let images = std::env::var_os("XPOOL_TEST_IMAGES").unwrap();
-    Path::new(&images).with_file_name("templates")
-}
+use common::vm::{boot_with, handshake, in_guest, private_parent, soon, spec, templates};
 
 fn clone_spec(system: System, name: &str, dir: &Path) -> VmSpec {
     VmSpec {

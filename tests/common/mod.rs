@@ -7,6 +7,7 @@
     reason = "shared by tests that each need a part of it"
 )]
 
+pub mod inputs;
 pub mod namespace;
 pub mod nix;
 pub mod vm;

@@ -39,6 +39,8 @@ pub struct Nix<'a> {
     /// What the `/` of store paths is outside of the client.
     pub store: PathBuf,
     pub machines: String,
+    /// What its ssh reads to find the gateway.
+    pub ssh_config: PathBuf,
     /// The root folder that has its programs.
     system: PathBuf,
     daemon: Option<&'a Daemon>,
@@ -75,6 +77,7 @@ impl<'a> Nix<'a> {
             installation,
             store,
             machines: String::from_utf8(machines.stdout).unwrap(),
+            ssh_config: installation.state().join("ssh_config"),
             system: version.system(),
             daemon: None,
         }
@@ -125,10 +128,9 @@ impl<'a> Nix<'a> {
 
     /// A program of Nix's that finds the gateway, in a process group of its own.
     pub fn program(&self, name: &str) -> Command {
-        let ssh_config = self.installation.state().join("ssh_config");
         let mut command = self.installation.program(&self.system, name);
         command
-            .env("NIX_SSHOPTS", format!("-F {}", ssh_config.display()))
+            .env("NIX_SSHOPTS", format!("-F {}", self.ssh_config.display()))
             .env("NIX_CONF_DIR", self.installation.path())
             .env("HOME", self.installation.path())
             .env_remove("NIX_REMOTE")

@@ -57,6 +57,12 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
     }
 }
 
+/// Templates are kept from one run to the next, as images are; a change makes new ones.
+pub fn templates() -> PathBuf {
+    let images = std::env::var_os("XPOOL_TEST_IMAGES").unwrap();
+    Path::new(&images).with_file_name("templates")
+}
+
 pub fn private_parent(dir: &Path) -> PathBuf {
     let parent = dir.join("private");
     std::fs::create_dir_all(&parent).unwrap();

@@ -1,0 +1,111 @@
+//! VMs that see nothing of this machine's store, because the configuration says so. `scripts/test` makes the images and
+//! runs it.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use common::inputs::{SHARED, copied, inputs};
+use common::nix::{Nix, derivation, started};
+use common::{Installation, ended};
+
+const SYSTEM: &str = "riscv64-linux";
+
+/// The arguments of the one QEMU that runs.
+#[track_caller]
+fn qemu_arguments(installation: &Installation) -> String {
+    let [qemu] = installation.qemus()[..] else {
+        panic!("not one QEMU: {}", installation.logs())
+    };
+    let arguments = fs::read(format!("/proc/{qemu}/cmdline")).unwrap();
+    String::from_utf8_lossy(&arguments).replace('\0', " ")
+}
+
+/// Has something built with two inputs; the arguments of the QEMU that it was built by, and the client's log.
+#[track_caller]
+fn arguments_and_log(nix: &Nix<'_>, number: u32) -> (String, String) {
+    let installation = nix.installation;
+    let extra = format!(r#"input = builtins.toFile "input" "input {number}\n";"#);
+    let script = "echo the build runs; sleep 3; cp $input $out";
+    let expression = derivation(SYSTEM, "reads", &extra, script);
+    let mut running = nix.start(&expression);
+    installation.until("the build runs", || {
+        running.log().contains("the build runs")
+    });
+    let arguments = qemu_arguments(installation);
+    assert_eq!(ended(&mut running.child), Some(0), "{}", running.log());
+    assert_eq!(nix.results(&expression), [format!("input {number}\n")]);
+    installation.until("its VM is gone", || installation.qemus().is_empty());
+    (arguments, running.log())
+}
+
+fn shows_a_store(arguments: &str) -> bool {
+    ["fsdev", "virtio-9p", "xpool.store", "xpool-store"]
+        .into_iter()
+        .any(|word| arguments.contains(word))
+}
+
+#[test]
+fn a_pool_that_shares_nothing_has_vms_that_cannot_see_the_store() {
+    let (installation, _serving) = started(&format!("{SHARED}store.share = \"none\"\n"));
+    let nix = Nix::new(&installation);
+    let (arguments, log) = arguments_and_log(&nix, 1);
+    assert!(!shows_a_store(&arguments), "{arguments}");
+    assert_eq!(copied(&log).len(), 2, "{log}");
+    assert_eq!(inputs(&installation), []);
+}
+
+/// A client elsewhere, that logs in with a key of its own.
+struct Elsewhere {
+    dir: tempfile::TempDir,
+    public_key: String,
+}
+
+impl Elsewhere {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let status = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(dir.path().join("key"))
+            .stdin(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        let public_key = fs::read_to_string(dir.path().join("key.pub")).unwrap();
+        Self { dir, public_key }
+    }
+
+    /// The configuration of this machine's clients, with this one's key in the place of xpool's own.
+    fn client<'a>(&self, installation: &'a Installation) -> Nix<'a> {
+        let mut nix = Nix::new(installation);
+        let own_key = nix.machines.split(' ').nth(2).unwrap().to_owned();
+        let key = self.dir.path().join("key").into_os_string();
+        let key = key.into_string().unwrap();
+        let ssh_config = fs::read_to_string(&nix.ssh_config).unwrap();
+        nix.ssh_config = self.dir.path().join("ssh_config");
+        fs::write(&nix.ssh_config, ssh_config.replace(&own_key, &key)).unwrap();
+        nix.machines = nix.machines.replace(&own_key, &key);
+        nix
+    }
+}
+
+#[test]
+fn a_key_from_elsewhere_gets_vms_that_cannot_see_the_store() {
+    let elsewhere = Elsewhere::new();
+    let key = elsewhere.public_key.trim();
+    let config = format!("{SHARED}[keys.elsewhere]\npublic-key = \"{key}\"\n");
+    let (installation, _serving) = started(&config);
+    let (arguments, log) = arguments_and_log(&elsewhere.client(&installation), 1);
+    assert!(installation.logs().contains("client=\"elsewhere "));
+    assert!(!shows_a_store(&arguments), "{arguments}");
+    assert_eq!(copied(&log).len(), 2, "{log}");
+    assert_eq!(inputs(&installation), []);
+
+    // A client of this machine does, of the same pool.
+    let (arguments, log) = arguments_and_log(&Nix::new(&installation), 2);
+    assert!(shows_a_store(&arguments), "{arguments}");
+    assert_eq!(copied(&log), [""; 0], "{log}");
+    assert_eq!(inputs(&installation), [(2, 2)]);
+}
