@@ -163,9 +163,7 @@ impl State {
             Found::Removed => {}
             Found::Nothing => {
                 if let Some(why) = shelf::why_not(shelf_dir, system, &key) {
-                    tracing::warn!(
-                        "the template of {system} is of no use any more, another one is made: {why}"
-                    );
+                    tracing::warn!("no template of {system} fits, another one is made: {why}");
                 }
             }
         }

@@ -28,8 +28,9 @@ pub(super) const LOCK: &str = "lock";
 /// In a template's folder: changed when a manager has begun to use it.
 const USED: &str = "used";
 
-/// Templates of a system that are kept beside the newest one, for other configurations: the folder stays bounded.
-const SPARE: usize = 3;
+/// Templates of a system that are kept beside the newest one, for other configurations, each of which may have one with the
+/// host's store and one without: the folder stays bounded.
+const SPARE: usize = 5;
 
 /// A template on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn the_templates_used_last_are_kept_and_those_of_other_systems() {
         let dir = tempfile::tempdir().unwrap();
-        for count in 1..=6 {
+        for count in 1..=8 {
             template(dir.path(), &format!("riscv64-linux-{}", "a".repeat(count)));
         }
         template(dir.path(), "aarch64-linux-b");
@@ -196,6 +197,8 @@ mod tests {
         assert_eq!(
             names,
             [
+                "riscv64-linux-aaaaaaaa",
+                "riscv64-linux-aaaaaaa",
                 "riscv64-linux-aaaaaa",
                 "riscv64-linux-aaaaa",
                 "riscv64-linux-aaaa",
