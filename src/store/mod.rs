@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 pub use given::Given;
@@ -28,6 +29,15 @@ use infos::Infos;
 /// A daemon that has to be started, and a thousand questions: 50 ms, on a starved machine a hundred times that.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// How many sessions that wait for a VM may have their inputs found and held: those that come next.
+const EARLY_PLACES: usize = 8;
+
+/// A place among those whose inputs are found before they have a VM.
+#[derive(Debug)]
+pub struct EarlyPlace {
+    _permit: OwnedSemaphorePermit,
+}
+
 /// The store of this machine.
 #[derive(Debug)]
 pub struct HostStore {
@@ -35,6 +45,7 @@ pub struct HostStore {
     infos: Infos,
     /// Why the last look-up failed, if it did.
     trouble: Mutex<Option<String>>,
+    early: Arc<Semaphore>,
 }
 
 /// A connection to Nix that holds paths: they are not deleted as long as it is there.
@@ -50,6 +61,7 @@ impl HostStore {
             place,
             infos: Infos::default(),
             trouble: Mutex::default(),
+            early: Arc::new(Semaphore::new(EARLY_PLACES)),
         }
     }
 
@@ -64,6 +76,12 @@ impl HostStore {
             None => Some(format!("there is no {}", self.place.folder().display())),
             Some(_) => self.lock_trouble().clone(),
         }
+    }
+
+    /// Waits, in the order of arrival, until inputs may be looked for before there is a VM for them.
+    pub async fn early_place(&self) -> Option<EarlyPlace> {
+        let permit = self.early.clone().acquire_owned().await.ok()?;
+        Some(EarlyPlace { _permit: permit })
     }
 
     /// Finds out which of these paths the store has, with all that they refer to, and holds them. Bounded in time.

@@ -24,6 +24,12 @@ async fn granted(store: &StoreRig) -> (Rig, NewSession, UnixStream, Handed) {
     rig.client.flush().await.unwrap();
     rig.client.write_all(rest).await.unwrap();
     let session = rig.sessions.recv().await.unwrap();
+    let (guest, handed) = grant_sharing(&session).await;
+    (rig, session, guest, handed)
+}
+
+/// Gives a session a VM that sees the store: the guest's end, and where inputs are handed over.
+async fn grant_sharing(session: &NewSession) -> (UnixStream, Handed) {
     let (stream, guest) = UnixStream::pair().unwrap();
     let (taker, handed) = InputsTaker::channel();
     let grant = Grant {
@@ -34,7 +40,7 @@ async fn granted(store: &StoreRig) -> (Rig, NewSession, UnixStream, Handed) {
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();
-    (rig, session, guest, handed)
+    (guest, handed)
 }
 
 fn question() -> Vec<u8> {
@@ -112,4 +118,25 @@ async fn a_client_that_may_not_see_the_store_is_not_looked_for() {
     assert!(hears_the_question(&mut guest, received).await);
     assert_eq!(store.count(31), 0);
     rig.leave().await;
+}
+
+#[tokio::test]
+async fn a_session_that_has_its_vm_need_not_wait_for_those_that_wait() {
+    let store = StoreRig::new();
+    store.add("a", &[]);
+    let host = Arc::new(store.store());
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let mut rig = Rig::start_with(BTreeMap::from([(System::Riscv64Linux, host.clone())]));
+        rig.shake_hands().await;
+        rig.client.write_all(&question()).await.unwrap();
+        waiting.push(rig);
+    }
+    let mut last = waiting.pop().unwrap();
+    let session = last.sessions.recv().await.unwrap();
+    assert!(store.count(31) < 20, "all look at once");
+    let (mut guest, mut handed) = grant_sharing(&session).await;
+    shake_hands_as_guest(&mut guest).await;
+    let (inputs, _given) = handed.recv().await.unwrap();
+    assert_eq!(inputs.shared(), 1);
 }
