@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::channels::Channels;
 use super::exec::{self, Command};
 use super::{Client, Shared, relay};
-use crate::manager::ticket::SessionRequest;
+use crate::manager::ticket::{First, SessionRequest};
 
 /// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
 /// two bytes whenever it may.
@@ -79,7 +79,7 @@ impl Handler {
             key,
             share: client.share,
             // The session knows when it has seen its first operation.
-            fetches: false,
+            first: First::Other,
         };
         Some((request, slot.promise.clone()))
     }

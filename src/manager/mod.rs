@@ -4,7 +4,9 @@
 //! supervisor task each; sessions have a ticket.
 
 mod handle;
+mod look_up;
 pub mod memory;
+mod report;
 mod rest;
 mod session;
 mod sharing;
@@ -31,7 +33,7 @@ use memory::HostMemory;
 use status::Status;
 use supervisor::VmNews;
 use system::ManagedSystem;
-use ticket::{NewSession, SessionDesk};
+use ticket::{NewSession, SessionDesk, SessionReport};
 
 use crate::nix::System;
 use crate::pool::policy::{Policy, Share};
@@ -79,8 +81,8 @@ enum News {
 
 #[derive(Debug)]
 enum SessionNews {
-    /// It does this now.
-    Activity(String),
+    /// This is done in it.
+    Report(SessionReport),
     /// Its front end has let go of it.
     Dropped,
 }

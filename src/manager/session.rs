@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::status::InputsView;
-use super::ticket::{SessionRequest, SessionUpdate};
+use super::ticket::{LookUp, SessionReport, SessionRequest, SessionUpdate};
 use super::{News, SessionNews};
 use crate::nix::System;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
@@ -18,6 +18,8 @@ pub(super) struct ManagedSession {
     pub(super) request: SessionRequest,
     pub(super) updates: mpsc::Sender<SessionUpdate>,
     pub(super) unfetched: Arc<AtomicBool>,
+    /// What it asks for of this machine's store, until it has a VM.
+    pub(super) look_up: Option<LookUp>,
     pub(super) opened: Instant,
     pub(super) vm: Option<VmId>,
     /// Whether it may only fetch there what was built.
@@ -42,12 +44,19 @@ impl ManagedSession {
                 client: request.key.clone(),
                 slot: request.slot.clone(),
             },
-            purpose: if request.fetches {
+            purpose: if request.first.fetches() {
                 Purpose::Fetch
             } else {
                 Purpose::Build
             },
             share: request.share,
+        }
+    }
+
+    /// Takes note of what is done in it.
+    pub(super) fn note(&mut self, report: SessionReport) {
+        if let SessionReport::Activity(activity) = report {
+            self.activity = activity;
         }
     }
 
@@ -84,15 +93,15 @@ pub(super) async fn watch_session(
     system: System,
     id: SessionId,
     updates: mpsc::Sender<SessionUpdate>,
-    mut activity: mpsc::Receiver<String>,
+    mut reports: mpsc::Receiver<SessionReport>,
     news: mpsc::UnboundedSender<News>,
 ) {
     let tell = |told| {
         // Without a manager there is nobody to tell.
         let _ = news.send(News::Session(system, id, told));
     };
-    while let Some(text) = activity.recv().await {
-        tell(SessionNews::Activity(text));
+    while let Some(report) = reports.recv().await {
+        tell(SessionNews::Report(report));
     }
     updates.closed().await;
     tell(SessionNews::Dropped);

@@ -91,8 +91,9 @@ impl<B: VmBackend> ManagedSystem<B> {
         let NewSession {
             request,
             updates,
-            activity,
+            reports,
             unfetched,
+            look_up,
         } = session;
         // No key sees more than the pool shows.
         let share = request.share.and(self.share);
@@ -107,13 +108,14 @@ impl<B: VmBackend> ManagedSystem<B> {
             self.system,
             id,
             updates.clone(),
-            activity,
+            reports,
             self.news.clone(),
         ));
         let session = ManagedSession {
             request,
             updates,
             unfetched,
+            look_up,
             opened: now,
             vm: None,
             fetch_only: false,
@@ -247,11 +249,15 @@ impl<B: VmBackend> ManagedSystem<B> {
                     (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
                     session.has_hop = true;
+                    let taker = inputs.filter(|_| !session.fetch_only);
+                    let inputs = session.look_up.take().zip(taker);
                     session.tell(SessionUpdate::Granted(Grant {
                         vm: vm.name.clone(),
                         hop,
                         fetch_only: session.fetch_only,
-                        inputs: inputs.filter(|_| !session.fetch_only),
+                        inputs: inputs
+                            .map(|(look_up, taker)| look_up.hand_over(taker))
+                            .unwrap_or_default(),
                     }));
                 }
             }
@@ -338,9 +344,9 @@ impl<B: VmBackend> ManagedSystem<B> {
             return;
         };
         match news {
-            SessionNews::Activity(activity) => {
-                debug!(session = id.0, activity, "session");
-                session.activity = activity;
+            SessionNews::Report(report) => {
+                debug!(session = id.0, ?report, "session");
+                session.note(report);
             }
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::status::Status;
-use super::ticket::{Grant, SessionRequest, SessionTicket, SessionUpdate, Share};
+use super::ticket::{First, Grant, SessionRequest, SessionTicket, SessionUpdate, Share};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
@@ -97,7 +97,11 @@ fn request(slot: u32, fetches: bool) -> SessionRequest {
         client: "test".to_owned(),
         key: "test".to_owned(),
         share: Share::Host,
-        fetches,
+        first: if fetches {
+            First::Output(None)
+        } else {
+            First::Other
+        },
     }
 }
 

@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+pub use super::look_up::LookUp;
+pub use super::report::{BuildBegan, BuildEnded, BuildProgress, SessionReport};
 use crate::nix::System;
+use crate::nix::store_path::StorePath;
 // Part of what a front end says, which knows the desk and nothing behind it.
 pub use crate::pool::policy::Share;
 use crate::store::{HostStore, Inputs};
@@ -26,9 +30,37 @@ pub struct SessionRequest {
     pub key: String,
     /// What its key may see of this machine's store.
     pub share: Share,
-    /// Whether its first operation fetches what an earlier session of the same slot has built. Some clients connect anew for
-    /// each output (2.26 is one, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
-    pub fetches: bool,
+    /// What it asks for first.
+    pub first: First,
+}
+
+/// What a session's first operation asks for, as far as it matters for what the session is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum First {
+    /// Nothing of interest, or nothing yet.
+    #[default]
+    Other,
+    /// Which of these paths are there? They are inputs of a build.
+    Inputs(Vec<StorePath>),
+    /// What an earlier session has built; this path, where it names one. Some clients connect anew for each output (2.26 is
+    /// one, `RemoteStore::ConnectionHandle`), and the VM that has it is the only one of use.
+    Output(Option<StorePath>),
+}
+
+impl First {
+    /// Whether it fetches what an earlier session has built.
+    pub fn fetches(&self) -> bool {
+        matches!(self, Self::Output(_))
+    }
+
+    /// The inputs that it asks for, of which nobody else needs to know.
+    fn take_inputs(&mut self) -> Vec<StorePath> {
+        match self {
+            Self::Inputs(paths) => std::mem::take(paths),
+            Self::Other | Self::Output(_) => Vec::new(),
+        }
+    }
 }
 
 /// News for a session.
@@ -61,8 +93,28 @@ pub struct Grant {
     /// Whether nothing may be built on it any more, nor brought to it: it has had its one build, and is kept for who fetches
     /// that. A claim is judged by a session's first operation, so the front end has to look at all others.
     pub fetch_only: bool,
-    /// Where inputs that this machine's store has are handed over, for a VM that sees the store.
-    pub inputs: Option<InputsTaker>,
+    /// Inputs of the session that this machine's store has, on their way into the VM.
+    pub inputs: InputsOnTheirWay,
+}
+
+/// Inputs on their way into a VM, from which a guest is told what it need not be sent.
+#[derive(Debug, Default)]
+pub struct InputsOnTheirWay(Option<oneshot::Receiver<()>>);
+
+impl InputsOnTheirWay {
+    /// Some, and where to tell that they are there, or that they will not be.
+    pub fn channel() -> (oneshot::Sender<()>, Self) {
+        let (arrived, on_their_way) = oneshot::channel();
+        (arrived, Self(Some(on_their_way)))
+    }
+
+    /// Returns when the guest has them, or when it will not have them. Until then it must not be asked which it has.
+    pub async fn arrived(self) {
+        if let Some(on_their_way) = self.0 {
+            // Without word of it there is nobody to wait for.
+            let _ = on_their_way.await;
+        }
+    }
 }
 
 /// Inputs on their way into a VM, and where to tell that they are there.
@@ -95,7 +147,7 @@ impl InputsTaker {
 #[derive(Debug)]
 pub struct SessionTicket {
     updates: mpsc::Receiver<SessionUpdate>,
-    activity: mpsc::Sender<String>,
+    reports: mpsc::Sender<SessionReport>,
     unfetched: Arc<AtomicBool>,
 }
 
@@ -111,10 +163,10 @@ impl SessionTicket {
         self.updates.recv().await
     }
 
-    /// Says what the session is doing, for `xpool status`: the derivation that it builds. Never waits.
-    pub fn describe(&self, what: &str) {
-        // Only for people to see, so a full channel may lose it.
-        let _ = self.activity.try_send(what.to_owned());
+    /// Tells what is done in the session. Never waits.
+    pub fn report(&self, report: SessionReport) {
+        // Full only while the manager is busy with one event.
+        let _ = self.reports.try_send(report);
     }
 }
 
@@ -125,10 +177,12 @@ pub struct NewSession {
     pub request: SessionRequest,
     /// News for it. Closed when the ticket was dropped, which ends the session.
     pub updates: mpsc::Sender<SessionUpdate>,
-    /// What it is doing, in its own words.
-    pub activity: mpsc::Receiver<String>,
+    /// What is done in it.
+    pub reports: mpsc::Receiver<SessionReport>,
     /// Whether outputs are still to be fetched; see [`SessionTicket::set_unfetched`].
     pub unfetched: Arc<AtomicBool>,
+    /// The inputs that it asks for, where its VM will see this machine's store.
+    pub look_up: Option<LookUp>,
 }
 
 /// Where every front end gets its tickets: a handle to the manager.
@@ -163,23 +217,27 @@ impl SessionDesk {
     }
 
     /// The store that a session's VM will see; `None` where it sees none.
-    pub fn store(&self, request: &SessionRequest) -> Option<Arc<HostStore>> {
+    fn store(&self, request: &SessionRequest) -> Option<Arc<HostStore>> {
         match request.share {
             Share::Host => self.stores.get(&request.system).cloned(),
             Share::None => None,
         }
     }
 
-    /// Queues a session.
-    pub async fn open(&self, request: SessionRequest) -> Result<SessionTicket, ManagerGone> {
+    /// Queues a session, and begins to look for its inputs.
+    pub async fn open(&self, mut request: SessionRequest) -> Result<SessionTicket, ManagerGone> {
         // `Waiting` news is dropped by the manager when there is no room: its successor says as much.
         let (to_session, updates) = mpsc::channel(8);
-        let (activity, from_session) = mpsc::channel(8);
+        let (reports, from_session) = mpsc::channel(64);
         let unfetched = Arc::new(AtomicBool::new(false));
+        let inputs = request.first.take_inputs();
+        let store = self.store(&request).filter(|_| !inputs.is_empty());
+        let look_up = store.map(|store| LookUp::begin(store, inputs));
         let session = NewSession {
             request,
+            look_up,
             updates: to_session,
-            activity: from_session,
+            reports: from_session,
             unfetched: Arc::clone(&unfetched),
         };
         self.to_manager
@@ -188,7 +246,7 @@ impl SessionDesk {
             .map_err(|_| ManagerGone)?;
         Ok(SessionTicket {
             updates,
-            activity,
+            reports,
             unfetched,
         })
     }

@@ -69,6 +69,14 @@ pub fn put_query_path_info(out: &mut Vec<u8>, path: &StorePath) {
     put_string(out, path.as_str().as_bytes());
 }
 
+/// The one path that a client asks about or for, where that is what its first request does: its bytes from the operation's
+/// number on. `None` for what is no path of this store.
+pub fn asked_path(request: &[u8]) -> Result<Option<StorePath>, WireError> {
+    let mut reader = Reader::new(request);
+    reader.number()?;
+    Ok(StorePath::parse(reader.string(LONGEST_TEXT)?))
+}
+
 /// The paths that a client asks about, where that is what its first request does: its bytes from the operation's number on.
 /// What is no path of this store is left out.
 pub fn queried_paths(request: &[u8], version: Version) -> Result<Vec<StorePath>, WireError> {
@@ -79,11 +87,6 @@ pub fn queried_paths(request: &[u8], version: Version) -> Result<Vec<StorePath>,
         reader.number()?;
     }
     Ok(paths.into_iter().filter_map(StorePath::parse).collect())
-}
-
-/// Whether a first request asks which paths are there.
-pub fn asks_for_valid_paths(number: u64) -> bool {
-    number == QUERY_VALID_PATHS
 }
 
 /// The reply to [`put_add_temp_root`].

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Where every store that xpool deals with says that its paths are. Another folder is another store's, whose paths have other
 /// hashes and are of no use to a guest.
 pub const STORE_DIR: &str = "/nix/store";
@@ -14,8 +16,28 @@ const LONGEST_NAME: usize = 211;
 
 /// A path directly below [`STORE_DIR`]: `/nix/store/1b2m…-hello-2.12`. It has no characters that mean something to a shell or
 /// in a list of lines.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct StorePath(String);
+
+/// A text is not a path of the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no path in {STORE_DIR}", .0.escape_debug())]
+pub struct NoStorePath(String);
+
+impl TryFrom<String> for StorePath {
+    type Error = NoStorePath;
+
+    fn try_from(text: String) -> Result<Self, NoStorePath> {
+        Self::parse(text.as_bytes()).ok_or(NoStorePath(text))
+    }
+}
+
+impl From<StorePath> for String {
+    fn from(path: StorePath) -> Self {
+        path.0
+    }
+}
 
 impl StorePath {
     /// The path that these bytes are; `None` if Nix would not take them for one.

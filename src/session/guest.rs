@@ -6,7 +6,6 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client::Client;
-use super::inputs::LookUp;
 use super::park::{MANAGER_GONE, died_before_use};
 use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
 use crate::nix::handshake::{ClientProgress, ClientSide};
@@ -30,28 +29,23 @@ pub(super) enum Joined {
     Failed(String),
 }
 
-/// Takes the client's part in the handshake with the guest, and meanwhile gives the guest what it need not be sent.
+/// Takes the client's part in the handshake with the guest, while the guest is given what it need not be sent.
 pub(super) async fn join<R, W>(
     client: &mut Client<R, W>,
     ticket: &mut SessionTicket,
     Grant {
         vm, hop, inputs, ..
     }: &mut Grant,
-    look_up: Option<LookUp>,
 ) -> Joined
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let version = client.version;
-    let hand_over = async {
-        if let (Some(look_up), Some(taker)) = (look_up, inputs.take()) {
-            look_up.hand_over(taker).await;
-        }
-    };
+    let inputs = std::mem::take(inputs);
     let greet = tokio::time::timeout(JOIN_DEADLINE, greet(hop, version));
     tokio::select! {
-        (greeted, ()) = async { tokio::join!(greet, hand_over) } => match greeted {
+        (greeted, ()) = async { tokio::join!(greet, inputs.arrived()) } => match greeted {
             Ok(Ok(rest)) => Joined::Done(rest),
             Ok(Err(error)) => Joined::Failed(format!("xpool: cannot use {vm}: {error:#}")),
             Err(_) => Joined::Failed(format!(

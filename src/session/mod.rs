@@ -16,11 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
-use crate::nix::observe::Operation;
 
 use client::Greeting;
 use guest::Joined;
-use inputs::LookUp;
 use park::Parked;
 
 /// How long a client may take for its part of the handshake. Nix speaks at once; anything else would hold the connection.
@@ -94,10 +92,10 @@ where
     let Some(number) = client.first_operation().await else {
         return Outcome::NoDemand;
     };
-    let fetches = Operation::from_number(number).is_some_and(Operation::asks_for_outputs);
-    let request = SessionRequest { fetches, ..request };
+    let first = inputs::first(&mut client, number).await;
+    let fetches = first.fetches();
+    let request = SessionRequest { first, ..request };
     let system = request.system;
-    let look_up = LookUp::begin(&mut client, number, desk, &request).await;
     let mut ticket = match desk.open(request).await {
         Ok(ticket) => ticket,
         Err(gone) => return client.fail(&format!("xpool: {gone}")).await,
@@ -112,7 +110,7 @@ where
             return client.fail(&text).await;
         }
     };
-    match guest::join(&mut client, &mut ticket, &mut grant, look_up).await {
+    match guest::join(&mut client, &mut ticket, &mut grant).await {
         Joined::Done(early) => splice::splice(client, ticket, grant, early).await,
         Joined::Left => Outcome::LeftWaiting,
         Joined::Failed(text) => {

@@ -15,7 +15,7 @@ use super::Outcome;
 use super::client::Client;
 use super::park::MANAGER_GONE;
 use super::watch::{Admission, AtEnd, Watch};
-use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
+use crate::manager::ticket::{Grant, SessionReport, SessionTicket, SessionUpdate};
 use crate::nix::observe::{Event, Observer, Operation};
 
 /// Bytes that are under way in one direction of one session.
@@ -164,7 +164,7 @@ async fn bad_news(ticket: &mut SessionTicket, noticed: &mut mpsc::Receiver<Event
                 None => return End::ManagerGone,
             },
             Some(event) = noticed.recv() => if let Some(activity) = activity(&event) {
-                ticket.describe(&activity);
+                ticket.report(SessionReport::Activity(activity));
             },
         }
     }

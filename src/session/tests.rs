@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::manager::ticket::{Grant, NewSession, SessionUpdate, Share};
+use crate::manager::ticket::{First, Grant, InputsOnTheirWay, NewSession, SessionUpdate, Share};
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
@@ -54,7 +54,7 @@ impl Rig {
             client: "test".to_owned(),
             key: "test".to_owned(),
             share: Share::Host,
-            fetches: false,
+            first: First::Other,
         };
         let ended =
             tokio::spawn(async move { serve(reader, writer, &desk, request, &promise()).await });
@@ -149,7 +149,7 @@ async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixStream {
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only,
-        inputs: None,
+        inputs: InputsOnTheirWay::default(),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();
@@ -250,7 +250,7 @@ async fn an_operation_that_comes_in_pieces_asks_for_a_vm_when_its_number_is_ther
     assert!(rig.sessions.try_recv().is_err(), "a ticket was opened");
     rig.client.write_all(&fetch()[7..]).await.unwrap();
     let session = rig.sessions.recv().await.unwrap();
-    assert!(session.request.fetches);
+    assert!(session.request.first.fetches());
     let mut guest = grant(&session).await;
     let mut received = shake_hands_as_guest(&mut guest).await;
     let n_received = received.len();

@@ -168,7 +168,7 @@ async fn nix_has_fetched_all_outputs_of_a_build_when_its_last_session_ends() {
         ln -s $dev $out/dev; head -c 300000 /dev/zero > $dev";
     let build = nix.build_outputs("out dev", script).spawn().unwrap();
     let session = nix.rig.session().await;
-    assert!(!session.request.fetches);
+    assert!(!session.request.first.fetches());
     let _daemon = nix.daemon(grant(&session).await);
     text(&within(build.wait_with_output()).await.unwrap());
     within(session.updates.closed()).await;

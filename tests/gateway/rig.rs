@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
-use xpool::manager::ticket::{Grant, NewSession, SessionDesk, SessionUpdate, Share};
+use xpool::manager::ticket::{
+    Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionUpdate, Share,
+};
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
 use xpool::nix::wire::{Version, put_number, put_strings};
@@ -308,7 +310,7 @@ pub(crate) async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixSt
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only,
-        inputs: None,
+        inputs: InputsOnTheirWay::default(),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use xpool::manager::ticket::SessionUpdate;
+use xpool::manager::ticket::{NewSession, SessionReport, SessionUpdate};
 use xpool::nix::stderr;
 use xpool::nix::wire::{Version, put_number, put_string};
 
@@ -175,20 +175,14 @@ async fn what_is_no_fetch_is_refused_on_a_vm_that_has_had_its_build() {
 async fn the_manager_hears_what_a_session_does() {
     let mut rig = Rig::start().await;
     let (mut client, mut session, mut guest) = rig.joined().await;
-    assert_eq!(
-        within(session.activity.recv()).await.unwrap(),
-        "looking for inputs"
-    );
+    assert_eq!(activity(&mut session).await, "looking for inputs");
     let mut reply = Vec::new();
     put_number(&mut reply, stderr::LAST);
     put_number(&mut reply, 0);
     guest.write_all(&reply).await.unwrap();
     client.expect(&reply).await;
     client.send(&build()).await;
-    assert_eq!(
-        within(session.activity.recv()).await.unwrap(),
-        "building hello-2.12.drv"
-    );
+    assert_eq!(activity(&mut session).await, "building hello-2.12.drv");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,4 +275,12 @@ where
     within(reader.read_exact(&mut got)).await.unwrap();
     assert_eq!(Sha256::digest(&got), expected);
     writing.await.unwrap().unwrap();
+}
+
+/// What the session says next that it does.
+async fn activity(session: &mut NewSession) -> String {
+    match within(session.reports.recv()).await {
+        Some(SessionReport::Activity(activity)) => activity,
+        other => panic!("{other:?}"),
+    }
 }

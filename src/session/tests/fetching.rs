@@ -69,8 +69,10 @@ async fn what_a_first_operation_asks_for_says_whether_it_fetches() {
         (44, false),
         (u64::MAX, false),
     ] {
-        let (_rig, session) = Rig::parked_with(&number.to_le_bytes()).await;
-        assert_eq!(session.request.fetches, fetches, "{number}");
+        // With no path, or none at all.
+        let first = [number, 0, 0].map(u64::to_le_bytes).concat();
+        let (_rig, session) = Rig::parked_with(&first).await;
+        assert_eq!(session.request.first.fetches(), fetches, "{number}");
         assert_eq!(unfetched(&session), fetches, "{number}");
     }
 }

@@ -23,20 +23,20 @@ async fn granted(store: &StoreRig) -> (Rig, NewSession, UnixStream, Handed) {
     rig.client.write_all(first).await.unwrap();
     rig.client.flush().await.unwrap();
     rig.client.write_all(rest).await.unwrap();
-    let session = rig.sessions.recv().await.unwrap();
-    let (guest, handed) = grant_sharing(&session).await;
+    let mut session = rig.sessions.recv().await.unwrap();
+    let (guest, handed) = grant_sharing(&mut session).await;
     (rig, session, guest, handed)
 }
 
 /// Gives a session a VM that sees the store: the guest's end, and where inputs are handed over.
-async fn grant_sharing(session: &NewSession) -> (UnixStream, Handed) {
+async fn grant_sharing(session: &mut NewSession) -> (UnixStream, Handed) {
     let (stream, guest) = UnixStream::pair().unwrap();
     let (taker, handed) = InputsTaker::channel();
     let grant = Grant {
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only: false,
-        inputs: Some(taker),
+        inputs: session.look_up.take().unwrap().hand_over(taker),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();
@@ -133,9 +133,9 @@ async fn a_session_that_has_its_vm_need_not_wait_for_those_that_wait() {
         waiting.push(rig);
     }
     let mut last = waiting.pop().unwrap();
-    let session = last.sessions.recv().await.unwrap();
+    let mut session = last.sessions.recv().await.unwrap();
     assert!(store.count(31) < 20, "all look at once");
-    let (mut guest, mut handed) = grant_sharing(&session).await;
+    let (mut guest, mut handed) = grant_sharing(&mut session).await;
     shake_hands_as_guest(&mut guest).await;
     let (inputs, _given) = handed.recv().await.unwrap();
     assert_eq!(inputs.shared(), 1);
