@@ -5,6 +5,7 @@
 pub mod bounded_log;
 pub mod cli;
 pub mod config;
+pub mod connect;
 pub mod control;
 pub mod gateway;
 pub mod image;

@@ -84,6 +84,11 @@ impl Paths {
         self.state.join("control.sock")
     }
 
+    /// Where helpers of the local transport connect to.
+    pub fn connect_socket(&self) -> PathBuf {
+        self.state.join("connect.sock")
+    }
+
     /// The gateway's host key and the clients' key.
     pub fn keys(&self) -> PathBuf {
         self.state.join("keys")

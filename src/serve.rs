@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::config::keys::LOCAL;
+use crate::connect::place::LocalTransport;
 use crate::control::{self, Info};
 use crate::gateway::keys::GatewayKeys;
 use crate::gateway::{self, Client, GatewayConfig, Limits, Slot};
@@ -23,15 +24,15 @@ use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
 use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
-use crate::nix::wire::Version;
 use crate::paths::Paths;
 use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::store::{HostStore, StorePlace};
 use crate::vm::host::KnownQemus;
+use crate::vm::leftovers::{self, HeldVm};
 use crate::vm::template::shelf;
-use crate::vm::{Qemu, VmSpec, host, leftovers};
+use crate::vm::{Qemu, VmSpec, host};
 
 /// The gateway's address cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +66,7 @@ pub async fn run(
 ) -> Result<()> {
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
-    leftovers::clean(&paths.vms())
+    let left = leftovers::clean(&paths.vms())
         .await
         .context("ending what an earlier manager left")?;
     for unfinished in shelf::clean(&paths.templates())? {
@@ -80,7 +81,8 @@ pub async fn run(
     let tcp = TcpListener::bind(listen)
         .await
         .map_err(|source| CannotListen { listen, source })?;
-    let unix = bind_control(paths)?;
+    let unix = state::listen(&paths.control_socket())?;
+    let local = LocalTransport::bind(&config, paths)?;
     let _files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
@@ -101,6 +103,11 @@ pub async fn run(
         .collect();
     let (manager, handle) = Manager::new(policies, &factory);
     let end = CancellationToken::new();
+    let slots = gateway_config.slots.iter();
+    let slots = slots
+        .map(|(name, slot)| (name.clone(), slot.system))
+        .collect();
+    let desk = handle.desk().clone();
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -109,32 +116,47 @@ pub async fn run(
     ));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
+    let local = tokio::spawn(local.serve(slots, desk, end.clone()));
+    let held = tokio::spawn(look_after(left.held, shutdown.clone()));
     ready(&info);
     manager.run(shutdown).await;
+    held.await?;
 
     info!("every VM is gone");
     end.cancel();
     gateway.await?.context("the gateway")?;
+    local.await?;
     // A caller that does not read what it asked for does not keep the manager alive.
     if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
         served?.context("the control API")?;
     }
     // Another manager cannot have made it: the lock is still held.
     let _ = std::fs::remove_file(paths.control_socket());
+    let _ = std::fs::remove_file(paths.connect_socket());
     Ok(())
 }
 
-/// Binds the control socket. The lock is held, so a socket that is there is a dead manager's.
-fn bind_control(paths: &Paths) -> Result<UnixListener> {
-    let socket = paths.control_socket();
-    match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing `{}`", socket.display()));
+/// Looks after the VMs of an earlier manager that other processes still use: they end when they are not used, or when
+/// nothing is to go on.
+async fn look_after(held: Vec<HeldVm>, shutdown: Shutdown) {
+    let one = async |vm: HeldVm| {
+        let unused = tokio::select! {
+            unused = vm.unused() => unused,
+            () = shutdown.now.cancelled() => Ok(()),
+        };
+        let ended = match unused {
+            Ok(()) => vm.end().await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(()) => info!("a VM of an earlier manager has ended"),
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "a VM of an earlier manager stays"
+            ),
         }
-        _ => {}
-    }
-    // Only the owner can enter the folder that it is in.
-    UnixListener::bind(&socket).with_context(|| format!("listening on `{}`", socket.display()))
+    };
+    futures::future::join_all(held.into_iter().map(one)).await;
 }
 
 /// What Nix and ssh read while a manager serves. The build machines go away with it: Nix gives a build up when a machine
@@ -182,7 +204,7 @@ fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, 
         for slot in 0..config.build_machines {
             let slot_of = Slot {
                 system: *system,
-                promise: promise(),
+                promise: Promise::of_xpool(),
             };
             slots.insert(slot_user(*system, slot), slot_of);
         }
@@ -215,15 +237,6 @@ fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
         });
     }
     Ok(clients)
-}
-
-/// What clients are told of the guests' Nix before there is a guest. Protocol 1.37 is what every Nix from 2.20 on takes,
-/// without the exchange of features that 1.38 begins with.
-fn promise() -> Promise {
-    Promise {
-        version: Version::PROMISED,
-        nix: format!("xpool {}", env!("CARGO_PKG_VERSION")),
-    }
 }
 
 fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Qemu> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
 
 use crate::paths::Paths;
 
@@ -61,7 +62,8 @@ pub fn prepare(paths: &Paths) -> Result<()> {
         }
         .into());
     }
-    if metadata.mode() & 0o077 != 0 {
+    // A group may enter, if a manager has let it; see [`admit`].
+    if metadata.mode() & 0o067 != 0 {
         std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("making `{}` private", state.display()))?;
     }
@@ -97,6 +99,36 @@ impl StateLock {
             .with_context(|| format!("writing `{}`", path.display()))?;
         Ok(Self { _file: file })
     }
+}
+
+/// Listens on a socket in the state folder. The lock is held, so a socket that is there is a dead manager's.
+pub fn listen(socket: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing `{}`", socket.display()));
+        }
+        _ => {}
+    }
+    // Only who can enter the folder that it is in can connect.
+    UnixListener::bind(socket).with_context(|| format!("listening on `{}`", socket.display()))
+}
+
+/// Lets a group enter the state folder, where its members may connect to one socket and see nothing else; or nobody.
+pub fn admit(paths: &Paths, group: Option<u32>) -> Result<()> {
+    let (state, socket) = (paths.state(), paths.connect_socket());
+    let (folder_mode, socket_mode) = match group {
+        Some(_) => (0o710, 0o660),
+        None => (0o700, 0o600),
+    };
+    for (path, mode) in [(&socket as &Path, socket_mode), (state, folder_mode)] {
+        if group.is_some() {
+            std::os::unix::fs::chown(path, None, group)
+                .with_context(|| format!("giving `{}` to the group", path.display()))?;
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+            .with_context(|| format!("setting the mode of `{}`", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Makes way for a new log: what is there becomes `<name>.old`.

@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -99,6 +99,19 @@ const RULES: [Rule; 10] = [
             "crate::cli",
             "crate::image",
             "crate::manager::status",
+        ],
+        except: &[],
+    },
+    Rule {
+        path: "connect",
+        words: &[
+            "crate::pool",
+            "crate::gateway",
+            "crate::control",
+            "crate::cli",
+            "crate::image",
+            "crate::manager::status",
+            "russh",
         ],
         except: &[],
     },

@@ -1,5 +1,6 @@
 //! The command line: what can be said, and which command takes it.
 
+mod connect;
 mod down;
 mod image;
 mod logs;
@@ -106,6 +107,8 @@ enum Command {
     /// Make, list and check guest images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Join standard input and output to a builder; what Nix runs with the local transport
+    Connect(connect::ConnectArgs),
     /// Run the manager in the foreground
     Serve(serve::ServeArgs),
 }
@@ -195,6 +198,7 @@ impl Cli {
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Image(command) => image::run(&context, &command).await,
+            Command::Connect(args) => connect::run(&context, &args).await,
             Command::Serve(args) => serve::run(&context, &args).await,
         }
     }

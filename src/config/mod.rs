@@ -30,6 +30,8 @@ use crate::pool::policy::Policy;
 pub struct Config {
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// The group whose members may use the local transport, beside who runs the manager and root.
+    pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
     pub store_root: Option<PathBuf>,
     /// Each system's pool.
@@ -148,6 +150,7 @@ impl Config {
         });
         Ok(Self {
             listen,
+            local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
             systems,
             keys: keys::check(&raw.keys, error_at)?,

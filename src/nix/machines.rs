@@ -34,6 +34,12 @@ pub fn slot_user(system: System, slot: u32) -> String {
     format!("{}-{slot:02}", system.cpu())
 }
 
+/// The system that a slot is for.
+pub fn system_of_slot(slot: &str) -> Option<System> {
+    let (cpu, _) = slot.rsplit_once('-')?;
+    System::ALL.into_iter().find(|system| system.cpu() == cpu)
+}
+
 impl BuildMachines<'_> {
     /// The lines of a machines file, one slot each, without a line end after the last.
     pub fn lines(&self) -> String {

@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use agent::GuestOutput;
-pub use hop::Hop;
+pub use hop::{DetachedPort, Hop};
 pub use qemu::{Qemu, QemuVm};
 
 use crate::config::vm::{Accel, Network, VmProfile};
