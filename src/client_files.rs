@@ -72,7 +72,7 @@ impl ClientFiles {
             match lines(&self.endpoint, form, counts) {
                 Ok(lines) => state::write_atomically(&self.paths.machines(form), &lines)?,
                 Err(unfit) if form == Form::default() => {
-                    warn!("Nix is told of no machines: {unfit}")
+                    warn!("Nix is told of no machines: {unfit}");
                 }
                 Err(unfit) => debug!(form = form.name(), "no machines file: {unfit}"),
             }

@@ -6,102 +6,14 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use common::user::{INSTALL, User};
 use common::{Installation, Said, skip};
 use insta::assert_snapshot;
-use rustix::process::{Signal, geteuid};
+use rustix::process::geteuid;
 
-/// For a Nix that needs an ssh configuration.
-const INSTALL: [&str; 4] = ["machines", "--install", "--nix-version", "2.8"];
 const UNINSTALL: [&str; 2] = ["machines", "--uninstall"];
-
-/// A user with configurations of Nix and ssh.
-struct User {
-    installation: Installation,
-}
-
-impl User {
-    /// `None`, with a reason, where root cannot be somebody else here.
-    fn new(test: &str) -> Option<Self> {
-        let user = Self {
-            installation: Installation::new(""),
-        };
-        fs::create_dir_all(user.nix_conf().parent().unwrap()).unwrap();
-        fs::create_dir(user.path(".ssh")).unwrap();
-        let probe = user.as_user(&["true"]).output();
-        if probe.is_ok_and(|probe| probe.status.success()) {
-            return Some(user);
-        }
-        skip(test, "root may have no namespaces of users here");
-        None
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.installation.path().join(name)
-    }
-
-    fn nix_conf(&self) -> PathBuf {
-        self.path(".config/nix/nix.conf")
-    }
-
-    fn ssh_config(&self) -> PathBuf {
-        self.path(".ssh/config")
-    }
-
-    /// A command of an ordinary user's: root becomes one who owns the same files.
-    fn as_user(&self, words: &[&str]) -> Command {
-        let mut words = words.to_vec();
-        if geteuid().is_root() {
-            words.splice(0..0, ["unshare", "--user", "--"]);
-        }
-        let mut command = Command::new(words[0]);
-        let template = self.installation.command(&[]);
-        for (name, value) in template.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
-        command
-            .args(&words[1..])
-            .env("NIX_CONF_DIR", self.path("etc"))
-            .env_remove("NIX_USER_CONF_FILES")
-            .env_remove("XDG_CONFIG_HOME")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Said {
-        let mut words = vec![env!("CARGO_BIN_EXE_xpool")];
-        words.extend(args);
-        self.installation
-            .said(self.as_user(&words).output().unwrap())
-    }
-
-    /// Runs it and expects that it goes well; what it says.
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let said = self.run(args);
-        assert_eq!(said.code, Some(0), "{}", said.stderr);
-        said.stdout + &said.stderr
-    }
-
-    /// Both configurations.
-    fn files(&self) -> [Option<Vec<u8>>; 2] {
-        [self.nix_conf(), self.ssh_config()].map(|file| fs::read(file).ok())
-    }
-
-    /// The value of `builders` that counts, with this user's folder as `[DIR]`.
-    fn builders(&self) -> String {
-        let text = fs::read_to_string(self.nix_conf()).unwrap();
-        let mut values = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("builders = "));
-        let dir = self.installation.path().to_str().unwrap();
-        values.next_back().unwrap().replace(dir, "[DIR]")
-    }
-}
 
 #[test]
 fn what_is_installed_is_uninstalled_to_the_byte_and_twice_is_as_good_as_once() {
@@ -220,7 +132,14 @@ fn a_nix_that_needs_no_ssh_configuration_gets_none() {
         return;
     };
     user.ok(&INSTALL);
-    user.ok(&["machines", "--install", "--nix-version", "2.31"]);
+    user.ok(&[
+        "machines",
+        "--install",
+        "--transport",
+        "ssh",
+        "--nix-version",
+        "2.31",
+    ]);
     assert_eq!(
         user.builders(),
         "@[DIR]/etc/machines;@[DIR]/state/machines-ssh-port"
@@ -248,6 +167,10 @@ fn a_file_that_something_else_makes_is_left_alone_with_all_others() {
 
     hint: add this where it is made: `Include "[DIR]/state/ssh_config"`; for NixOS, `xpool machines --format nixos` prints a module
     "#);
+    let dry = [INSTALL.as_slice(), &["--dry-run"]].concat();
+    assert_eq!(user.run(&dry).code, Some(1));
+    let dry = [INSTALL.as_slice(), &["--dry-run"]].concat();
+    assert_eq!(user.run(&dry).code, Some(1));
     assert_eq!(user.files(), before);
     // Nothing is to be taken away.
     assert!(user.ok(&UNINSTALL).contains("Unchanged"));
@@ -376,86 +299,34 @@ fn root_installs_for_the_whole_machine() {
     assert!(!piece.exists() && !at("nix-conf/nix.conf").exists());
 }
 
-/// `nix-build` for riscv64 by a Nix that was told nothing but what is installed; what it says.
-fn build(user: &User) -> String {
-    let expression = r#"derivation { name = "a"; system = "riscv64-linux"; builder = "/bin/sh"; }"#;
-    let mut command = Command::new("nix-build");
-    command.arg("--store").arg(user.path("client"));
-    let output = command
-        .args(["--no-out-link", "-E", expression])
-        .env("HOME", user.installation.path())
-        .env("NIX_CONF_DIR", user.path("etc"))
-        .env("NIX_CONFIG", "build-users-group =\nsubstitute = false")
-        // ssh finds a home by the user's name.
-        .env("NIX_SSHOPTS", format!("-F {}", user.ssh_config().display()))
-        .env_remove("NIX_REMOTE")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    String::from_utf8(output.stderr).unwrap()
-}
-
 #[test]
-fn nix_sees_the_machines_while_a_manager_runs_and_none_otherwise() {
-    let test = "nix_sees_the_machines_while_a_manager_runs_and_none_otherwise";
-    if Command::new("nix-build").arg("--version").output().is_err() {
-        return skip(test, "there is no Nix");
+fn root_installs_what_another_user_runs_and_is_told_what_that_means() {
+    let test = "root_installs_what_another_user_runs_and_is_told_what_that_means";
+    if !geteuid().is_root() {
+        return skip(test, "only root can give a folder away");
     }
-    let Some(user) = User::new(test) else { return };
-    user.ok(&INSTALL);
-    let required = "a 'riscv64-linux' with features {} is required to build";
-    let is_alone = |said: &str| {
-        (said.contains(required) || said.contains("Required system: 'riscv64-linux'"))
-            && !said.contains("cannot build on")
-    };
-    assert!(is_alone(&build(&user)), "{}", build(&user));
-    let mut serving = user.installation.serve();
-    let said = build(&user);
-    // The way leads to the manager, which has no image to start.
-    assert!(
-        said.contains("building '") && said.contains("on 'ssh-ng://riscv64-00@xpool-riscv64'"),
-        "{said}"
-    );
-    assert!(said.contains("`xpool image build riscv64`"), "{said}");
-    serving.signal(Signal::KILL);
-    assert_eq!(serving.ended(), None);
-    assert!(!is_alone(&build(&user)));
-    user.run(&["status"]);
-    assert!(is_alone(&build(&user)));
-}
-
-#[test]
-fn ssh_knows_the_gateway_by_the_host_key_of_a_line_with_a_port() {
     let installation = Installation::new("");
-    let _serving = installation.serve();
-    let line = installation
-        .command(&["machines", "--nix-version", "2.31"])
-        .output();
-    let line = String::from_utf8(line.unwrap().stdout).unwrap();
-    let fields: Vec<&str> = line.lines().next().unwrap().split(' ').collect();
-    let place = fields[0].strip_prefix("ssh-ng://").unwrap();
-    let (login, port) = place.rsplit_once(':').unwrap();
-    // What Nix does with the field: the host's name without the port, and the key.
-    let script = r#"printf '127.0.0.1 %s\n' "$(printf %s "$1" | base64 -d)" > "$2""#;
-    let known = installation.path().join("known");
-    let mut decode = Command::new("sh");
-    decode.args(["-c", script, "sh", fields[7]]).arg(&known);
-    assert!(decode.status().unwrap().success());
-    let mut ssh = Command::new("ssh");
-    ssh.args([
-        "-F/dev/null",
-        "-oStrictHostKeyChecking=yes",
-        "-oBatchMode=yes",
-        "-i",
-        fields[2],
-    ]);
-    ssh.arg(format!("-oUserKnownHostsFile={}", known.display()));
-    ssh.args([&format!("-p{port}"), login, "nix-daemon --stdio"]);
-    let output = ssh.stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        !said.contains("verification failed") && output.status.code() != Some(255),
-        "{said}"
+    let at = |name: &str| installation.path().join(name);
+    for folder in ["ssh", "nix-conf", "state"] {
+        fs::create_dir(at(folder)).unwrap();
+    }
+    std::os::unix::fs::chown(at("state"), Some(65534), None).unwrap();
+    let install = [
+        "machines",
+        "--install",
+        "--transport",
+        "ssh",
+        "--nix-version",
+        "2.31",
+    ];
+    assert_snapshot!(as_root(&installation, &install).stderr, @r"
+            Made [DIR]/nix-conf/nix.conf
+    warning: user 65534 can write what Nix now reads, and so can do what this machine's Nix can
+    A nix-daemon that runs knows it when it is started anew. The machines are there while a manager runs.
+    ");
+    assert_eq!(
+        fs::read_dir(at("state")).unwrap().count(),
+        0,
+        "it is not root's"
     );
 }

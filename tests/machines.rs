@@ -15,7 +15,7 @@ use rustix::process::Signal;
 /// The first URI of riscv64, with the gateway's port as `[PORT]`, for a client with these programs in its PATH.
 #[track_caller]
 fn uri(installation: &Installation, search_path: &str, args: &[&str]) -> String {
-    let mut command = installation.command(&["machines", "riscv64"]);
+    let mut command = installation.command(&["machines", "riscv64", "--transport", "ssh"]);
     let output = command.args(args).env("PATH", search_path).output();
     let said = installation.said(output.unwrap());
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
@@ -41,7 +41,14 @@ fn nix_that_prints(installation: &Installation, text: &str) -> String {
 #[test]
 fn machines_are_data_that_nix_can_read() {
     let installation = Installation::new("[pool]\nbuild-machines = 2\n");
-    let said = installation.run(&["machines", "riscv64", "--nix-version", "2.8"]);
+    let said = installation.run(&[
+        "machines",
+        "riscv64",
+        "--transport",
+        "ssh",
+        "--nix-version",
+        "2.8",
+    ]);
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
     let lines = said.stdout.lines();
     let fields: Vec<Vec<&str>> = lines.map(|line| line.split(' ').collect()).collect();
@@ -53,7 +60,15 @@ fn machines_are_data_that_nix_can_read() {
     ];
     assert_eq!(fields[1][..3], expected);
     assert_eq!(fields[1].len(), 8);
-    let conf = ["machines", "--format", "nix-conf", "--nix-version", "2.8"];
+    let conf = [
+        "machines",
+        "--format",
+        "nix-conf",
+        "--transport",
+        "ssh",
+        "--nix-version",
+        "2.8",
+    ];
     assert_snapshot!(installation.ok(&conf), @r"
     # Build machines of xpool; a file that is missing is no error.
     builders = @[DIR]/state/machines
@@ -156,8 +171,8 @@ fn evaluated(installation: &Installation, module: &str) -> Option<serde_json::Va
 #[test]
 fn a_nixos_module_says_the_same_as_the_lines() {
     let installation = Installation::new("[pool]\nbuild-machines = 2\n");
-    let alias = ["--nix-version", "2.8"];
-    let port = ["--nix-version", "2.31"];
+    let alias = ["--transport=ssh", "--nix-version=2.8"];
+    let port = ["--transport=ssh", "--nix-version=2.31"];
     let local = ["--transport", "local"];
     for form in [alias, port, local] {
         let print = |format: &str| {

@@ -68,6 +68,7 @@ fn carry_out(context: &Context, changes: &[Change], dry_run: bool) -> Result<()>
         return Ok(());
     }
     if dry_run {
+        install::check(changes)?;
         printer.data(&changes.iter().map(described).collect::<Vec<_>>().join("\n"));
         return Ok(());
     }

@@ -109,7 +109,11 @@ pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
     let machines = || machines(&config, &status, &endpoint, form, &systems);
     let text = match args.format {
         Format::Machines => lines(&machines()?),
-        Format::NixConf => nix_conf(&file),
+        Format::NixConf => {
+            // The manager writes no file of machines that cannot be.
+            machines()?;
+            nix_conf(&file)
+        }
         Format::SshConfig => ssh(),
         Format::Nixos if form == Form::SshAlias => nixos::module(&machines()?, &ssh(), &file),
         Format::Nixos => nixos::module(&machines()?, "", &file),

@@ -67,6 +67,13 @@ impl Change {
     }
 }
 
+/// Finds what no change may be made to, without trying.
+pub fn check(changes: &[Change]) -> Result<()> {
+    changes
+        .iter()
+        .try_for_each(|change| plain_file(change).map(drop))
+}
+
 /// Makes all changes or none.
 pub fn apply(changes: &[Change]) -> Result<()> {
     let mut folders = Vec::new();
@@ -133,7 +140,7 @@ fn plain_file(change: &Change) -> Result<Option<Metadata>> {
     Ok(Some(metadata))
 }
 
-fn make_folder(folder: &Path, access: Access, made: &mut Vec<PathBuf>) -> Result<()> {
+fn make_folder(folder: &Path, access: Access, new: &mut Vec<PathBuf>) -> Result<()> {
     let missing: Vec<&Path> = folder
         .ancestors()
         .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists())
@@ -145,7 +152,7 @@ fn make_folder(folder: &Path, access: Access, made: &mut Vec<PathBuf>) -> Result
     for folder in missing.into_iter().rev() {
         let create = DirBuilder::new().mode(mode).create(folder);
         create.with_context(|| format!("creating `{}`", folder.display()))?;
-        made.push(folder.to_owned());
+        new.push(folder.to_owned());
     }
     Ok(())
 }

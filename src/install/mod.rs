@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use block::Place;
-pub use change::{Access, Change, MadeElsewhere, apply};
+pub use change::{Access, Change, MadeElsewhere, apply, check};
 
 use crate::config::client::{ClientPlaces, SshPlace};
 use crate::nix::conf;

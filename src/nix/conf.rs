@@ -60,8 +60,9 @@ mod tests {
     fn read(path: &Path) -> Option<String> {
         match path.to_str()? {
             "/etc/nix/more.conf" => Some("builders = from more\n!include deep/er.conf\n".into()),
-            "/etc/nix/deep/er.conf" => Some("include circle.conf".into()),
-            "/etc/nix/deep/circle.conf" => Some("include circle.conf".into()),
+            "/etc/nix/deep/er.conf" | "/etc/nix/deep/circle.conf" => {
+                Some("include circle.conf".into())
+            }
             _ => None,
         }
     }

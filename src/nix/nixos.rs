@@ -43,17 +43,20 @@ pub fn module(machines: &[BuildMachine], ssh_config: &str, live: &Path) -> Strin
 }
 
 fn entry(machine: &BuildMachine) -> String {
-    let mut place = format!("hostName = {}; ", string(&machine.host));
-    if let Some(user) = &machine.user {
-        place += &format!("sshUser = {}; ", string(user));
-    }
-    if let Some((key, host_key)) = &machine.keys {
-        let key = string(&key.display().to_string());
-        place += &format!("sshKey = {key}; publicHostKey = {}; ", string(host_key));
-    }
+    let user = machine.user.as_deref().map_or(String::new(), |user| {
+        format!("sshUser = {}; ", string(user))
+    });
+    let keys = machine
+        .keys
+        .as_ref()
+        .map_or(String::new(), |(key, host_key)| {
+            let key = string(&key.display().to_string());
+            format!("sshKey = {key}; publicHostKey = {}; ", string(host_key))
+        });
     format!(
-        "    (machine {} {{ {place}}})\n",
-        string(machine.system.name())
+        "    (machine {} {{ hostName = {}; {user}{keys}}})\n",
+        string(machine.system.name()),
+        string(&machine.host)
     )
 }
 
