@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::client_files::ClientFiles;
 use crate::config::Config;
 use crate::config::keys::LOCAL;
 use crate::connect::place::LocalTransport;
@@ -23,7 +24,7 @@ use crate::image::store::{ImageError, ImageStore};
 use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
-use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
+use crate::nix::machines::slot_user;
 use crate::paths::Paths;
 use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
@@ -83,7 +84,7 @@ pub async fn run(
         .map_err(|source| CannotListen { listen, source })?;
     let unix = state::listen(&paths.control_socket())?;
     let local = LocalTransport::bind(&config, paths)?;
-    let _files = ClientFiles::write(&config, paths, &keys)?;
+    let files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -102,6 +103,7 @@ pub async fn run(
         .map(|(system, config)| (*system, config.policy.clone()))
         .collect();
     let (manager, handle) = Manager::new(policies, &factory);
+    let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
     let slots = gateway_config.slots.iter();
     let slots = slots
@@ -123,6 +125,8 @@ pub async fn run(
     held.await?;
 
     info!("every VM is gone");
+    // They end with the manager, and take away what Nix is told.
+    files.await?;
     end.cancel();
     gateway.await?.context("the gateway")?;
     local.await?;
@@ -159,49 +163,10 @@ async fn look_after(held: Vec<HeldVm>, shutdown: Shutdown) {
     futures::future::join_all(held.into_iter().map(one)).await;
 }
 
-/// What Nix and ssh read while a manager serves. The build machines go away with it: Nix gives a build up when a machine
-/// that it knows of does not answer.
-struct ClientFiles {
-    machines: PathBuf,
-}
-
-impl ClientFiles {
-    fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
-        let systems: Vec<System> = config.systems.keys().copied().collect();
-        let (key, hosts) = (keys.client_file(), paths.known_hosts());
-        let known = systems
-            .iter()
-            .map(|system| keys.known_hosts_line(&ssh_host(*system)) + "\n");
-        state::write_atomically(&hosts, &known.collect::<Vec<_>>().concat())?;
-        let ssh_config = ssh_config(&systems, config.listen, &key, &hosts);
-        state::write_atomically(&paths.ssh_config(), &ssh_config)?;
-        let host_key_base64 = keys.machine_field();
-        let lines = config.systems.iter().map(|(system, config)| {
-            let machines = BuildMachines {
-                system: *system,
-                count: config.build_machines,
-                key: &key,
-                host_key_base64: &host_key_base64,
-            };
-            machines.lines() + "\n"
-        });
-        let machines = paths.machines();
-        state::write_atomically(&machines, &lines.collect::<Vec<_>>().concat())?;
-        Ok(Self { machines })
-    }
-}
-
-impl Drop for ClientFiles {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.machines);
-    }
-}
-
 fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, OwnKey> {
     let mut slots = BTreeMap::new();
     for (system, config) in &config.systems {
-        for slot in 0..config.build_machines {
+        for slot in 0..config.slots() {
             let slot_of = Slot {
                 system: *system,
                 promise: Promise::of_xpool(),

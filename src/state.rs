@@ -34,10 +34,14 @@ pub struct StateOfOther {
 /// Makes the state folder and what is in it, for this user's eyes only.
 pub fn prepare(paths: &Paths) -> Result<()> {
     let text = paths.state().to_string_lossy();
-    if text.contains(char::is_whitespace) {
-        // Nix takes machines lines and NIX_SSHOPTS apart at white space.
+    if let Some(character) = text.chars().find(|c| is_unreadable(*c)) {
+        let what = if character.is_whitespace() {
+            "white space".to_owned()
+        } else {
+            format!("`{character}`")
+        };
         bail!(
-            "the state folder `{text}` has white space in its name, which Nix cannot read; name another one with `--state-dir`"
+            "the state folder `{text}` has {what} in its name, which Nix cannot read; name another one with `--state-dir`"
         );
     }
     for dir in [
@@ -68,6 +72,12 @@ pub fn prepare(paths: &Paths) -> Result<()> {
             .with_context(|| format!("making `{}` private", state.display()))?;
     }
     Ok(())
+}
+
+/// Nix takes machines lines and `NIX_SSHOPTS` apart at white space and, of late, as a shell would; it ends a machine at `;`
+/// and begins a comment at `#`; ssh replaces what begins with `%`.
+fn is_unreadable(character: char) -> bool {
+    character.is_whitespace() || character.is_control() || "#;%\"'\\$`".contains(character)
 }
 
 /// The right to be the manager of a state folder, as long as the value lives. The file stays: another process may
@@ -145,13 +155,15 @@ pub fn set_aside(log: &Path) -> Result<()> {
 
 /// Waits, off the runtime's threads, until a lock file is free, and takes it.
 pub async fn wait_for_lock(path: PathBuf) -> Result<File> {
-    let locking = tokio::task::spawn_blocking(move || {
-        let file = open_lock(&path)?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)
-            .with_context(|| format!("locking `{}`", path.display()))?;
-        Ok(file)
-    });
-    locking.await?
+    tokio::task::spawn_blocking(move || lock(&path)).await?
+}
+
+/// Waits on this thread until a lock file is free, and takes it: for one that is held for moments only.
+pub fn lock(path: &Path) -> Result<File> {
+    let file = open_lock(path)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .with_context(|| format!("locking `{}`", path.display()))?;
+    Ok(file)
 }
 
 fn open_lock(path: &Path) -> Result<File> {

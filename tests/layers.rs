@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -78,6 +78,20 @@ const RULES: [Rule; 11] = [
     // The host's store serves sessions and VMs, and knows neither.
     Rule {
         path: "store",
+        words: &[
+            "crate::pool",
+            "crate::manager",
+            "crate::vm",
+            "crate::session",
+            "crate::gateway",
+            "crate::control",
+            "crate::cli",
+        ],
+        except: &[],
+    },
+    // Files of a user's are changed for what is configured, not for what a manager does.
+    Rule {
+        path: "install",
         words: &[
             "crate::pool",
             "crate::manager",

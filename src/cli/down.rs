@@ -29,7 +29,7 @@ pub(super) struct DownArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
-    let client = match Client::connect(&context.paths.control_socket()).await {
+    let client = match context.connect().await {
         Ok((client, _)) => client,
         Err(ControlError::NotRunning { .. }) => {
             let how = if args.now { Down::Now } else { Down::Drain };

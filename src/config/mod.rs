@@ -1,6 +1,7 @@
 //! Configuration: xpool.toml and vm-configs, raw and then checked.
 
 mod check;
+pub mod client;
 mod error;
 pub mod keys;
 mod raw;
@@ -55,10 +56,33 @@ pub struct SystemConfig {
     pub pause: bool,
     /// Whether its guests have a network device.
     pub network: Network,
-    /// How many build machines, of one slot each, Nix is told of.
-    pub build_machines: u32,
+    /// How many build machines, of one slot each, Nix is told of, where that is configured.
+    pub build_machines: Option<u32>,
     /// How long a clean shutdown may take.
     pub stop_grace: Duration,
+}
+
+/// Slots have names of two digits, and Nix looks at every one of them for each build.
+const MOST_BUILD_MACHINES: u32 = 64;
+
+/// As many as even a pool of one VM needs to have a queue.
+const FEWEST_BUILD_MACHINES: u32 = 4;
+
+impl SystemConfig {
+    /// How many build machines Nix is told of while so many VMs may run: twice what they can build at a time, so that
+    /// xpool sees what waits.
+    pub fn build_machines(&self, max_vms: u32) -> u32 {
+        let twice = max_vms
+            .saturating_mul(self.policy.slots_per_vm.get())
+            .saturating_mul(2);
+        self.build_machines
+            .unwrap_or_else(|| twice.clamp(FEWEST_BUILD_MACHINES, MOST_BUILD_MACHINES))
+    }
+
+    /// How many slots sessions may come in by: as many as Nix is ever told of.
+    pub fn slots(&self) -> u32 {
+        self.build_machines(u32::MAX)
+    }
 }
 
 /// The gateway's address where none is configured.
