@@ -2,8 +2,9 @@
 //! our own could be put into the server's stream without breaking it.
 //!
 //! Knows the operations that a build hook uses: it asks which inputs are there (31), uploads the others (44), builds (36),
-//! and copies the outputs (26, 38). Anything else, and anything that looks wrong, ends the watching for good. Whether bytes
-//! pass is not decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
+//! and copies the outputs (26, 38); and those of the commands that use a builder as a store: `nix copy`, `nix path-info`, and
+//! `nix-build --store`. Anything else, and anything that looks wrong, ends the watching for good. Whether bytes pass is not
+//! decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
 //! protocols 1.21 to 1.37.
 
 mod operation;
@@ -225,6 +226,10 @@ impl Outputs {
             {
                 self.built(paths);
             }
+            // Which outputs these have is not looked at.
+            (Operation::BuildPaths | Operation::BuildPathsWithResults, Ending::Replied(_), _) => {
+                self.built(&[Vec::new()]);
+            }
             (Operation::NarFromPath, Ending::Replied(_), [path]) => self.fetched(path),
             _ => {}
         }
@@ -233,7 +238,9 @@ impl Outputs {
 
 impl Running {
     fn begin(number: u64, version: Version) -> Result<Self, Unexpected> {
-        let operation = Operation::from_number(number).ok_or(Unexpected)?;
+        let operation = Operation::from_number(number)
+            .filter(|operation| operation.has_shape(version))
+            .ok_or(Unexpected)?;
         Ok(Self {
             operation,
             request: Request::Sending(Walk::new(operation.request(version))),
