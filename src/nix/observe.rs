@@ -179,9 +179,7 @@ impl Observer {
                 State::Idle(walk) => {
                     if walk.advance(&mut bytes)? {
                         let running = Running::begin(walk.last_number(), self.version)?;
-                        if running.operation.asks_for_outputs() {
-                            self.outputs.asked_for();
-                        }
+                        self.outputs.note_start(running.operation);
                         events.push(Event::Started(running.operation));
                         self.state = State::Running(running);
                     }
@@ -218,6 +216,17 @@ impl Observer {
 }
 
 impl Outputs {
+    /// An operation begins.
+    fn note_start(&mut self, operation: Operation) {
+        if operation.asks_for_outputs() {
+            self.asked_for();
+        }
+        // Their derivations are in the store, and their paths are not looked at.
+        if let Operation::BuildPaths | Operation::BuildPathsWithResults = operation {
+            *self = Self::Unknown;
+        }
+    }
+
     /// An operation has ended; `wanted` is what was wanted of its request.
     fn note(&mut self, operation: Operation, wanted: &[Vec<u8>], ending: Ending) {
         match (operation, ending, wanted) {
@@ -225,10 +234,6 @@ impl Outputs {
                 if is_success(status) =>
             {
                 self.built(paths);
-            }
-            // Which outputs these have is not looked at.
-            (Operation::BuildPaths | Operation::BuildPathsWithResults, Ending::Replied(_), _) => {
-                self.built(&[Vec::new()]);
             }
             (Operation::NarFromPath, Ending::Replied(_), [path]) => self.fetched(path),
             _ => {}

@@ -117,7 +117,7 @@ fn what_is_unknown_may_leave_outputs() {
 }
 
 #[test]
-fn a_build_of_derivations_in_the_store_leaves_nobody_knows_which_outputs() {
+fn a_build_of_derivations_in_the_store_may_leave_outputs() {
     for (number, reply) in [(9, vec![1]), (46, vec![0])] {
         let mut observer = Observer::new(V);
         let mut request = message(&[number]);
