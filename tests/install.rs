@@ -45,7 +45,7 @@ fn what_is_installed_is_uninstalled_to_the_byte_and_twice_is_as_good_as_once() {
         }
         let before = user.files();
         user.ok(&INSTALL);
-        assert_eq!(user.builders(), format!("{builders};@[DIR]/state/machines"));
+        assert_eq!(user.builders(), format!("{builders};@[DIR]/state/machines-ssh"));
         let installed = user.files();
         let text = String::from_utf8(installed[0].clone().unwrap()).unwrap();
         assert!(text.starts_with(nix_conf.unwrap_or_default()), "{text}");
@@ -81,7 +81,7 @@ fn the_machines_own_builders_stay_in_force() {
     user.ok(&INSTALL);
     assert_eq!(
         user.builders(),
-        "ssh://a x86_64-linux;@[DIR]/state/machines"
+        "ssh://a x86_64-linux;@[DIR]/state/machines-ssh"
     );
 }
 
@@ -96,7 +96,7 @@ fn install_says_what_it_changes_and_a_dry_run_changes_nothing() {
     assert_snapshot!(user.run(&dry).stdout, @r#"
     would change [DIR]/.config/nix/nix.conf
       + # begin xpool (`xpool machines --uninstall` takes this away)
-      + builders = @[DIR]/etc/machines;@[DIR]/state/machines
+      + builders = @[DIR]/etc/machines;@[DIR]/state/machines-ssh
       + # end xpool
     would make [DIR]/.ssh/config
       + # begin xpool (`xpool machines --uninstall` takes this away, with this file)
@@ -113,7 +113,7 @@ fn install_says_what_it_changes_and_a_dry_run_changes_nothing() {
     assert_snapshot!(user.ok(&["machines", "--uninstall", "--dry-run"]), @r#"
     would change [DIR]/.config/nix/nix.conf
       - # begin xpool (`xpool machines --uninstall` takes this away)
-      - builders = @[DIR]/etc/machines;@[DIR]/state/machines
+      - builders = @[DIR]/etc/machines;@[DIR]/state/machines-ssh
       - # end xpool
     would remove [DIR]/.ssh/config
       - # begin xpool (`xpool machines --uninstall` takes this away, with this file)
@@ -148,7 +148,7 @@ fn a_nix_that_needs_no_ssh_configuration_gets_none() {
     user.ok(&["machines", "--install", "--transport", "local"]);
     assert_eq!(
         user.builders(),
-        "@[DIR]/etc/machines;@[DIR]/state/machines-local"
+        "@[DIR]/etc/machines;@[DIR]/state/machines"
     );
     user.ok(&UNINSTALL);
     assert_eq!(user.files(), [None, None]);

@@ -71,7 +71,7 @@ fn machines_are_data_that_nix_can_read() {
     ];
     assert_snapshot!(installation.ok(&conf), @r"
     # Build machines of xpool; a file that is missing is no error.
-    builders = @[DIR]/state/machines
+    builders = @[DIR]/state/machines-ssh
     # This machine fetches faster than an emulated one: it fetches and hands over.
     builders-use-substitutes = false
     ");

@@ -144,6 +144,15 @@ impl Config {
         Self::parse(file, text.as_deref().unwrap_or(""), profiles, host)
     }
 
+    /// Checks a text without any file; for the fuzz targets.
+    #[cfg(fuzzing)]
+    pub fn of_text(text: &str, host: &Host) -> Result<Self, ConfigError> {
+        let nowhere = Path::new("/nonexistent");
+        let profiles = System::ALL.map(|system| Ok((system, load_profile(nowhere, system)?)));
+        let profiles = profiles.into_iter().collect::<Result<_, _>>()?;
+        Self::parse(Path::new("xpool.toml"), text, profiles, host)
+    }
+
     fn parse(
         file: &Path,
         text: &str,

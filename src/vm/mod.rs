@@ -27,6 +27,11 @@ mod thaw;
 mod timers;
 mod wait;
 
+#[cfg(fuzzing)]
+pub use agent::read_line;
+#[cfg(fuzzing)]
+pub use qmp::filtered;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
