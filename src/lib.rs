@@ -11,6 +11,7 @@ pub mod image;
 pub mod logging;
 pub mod manager;
 pub mod nix;
+pub mod open_files;
 pub mod output;
 pub mod paths;
 pub mod pool;

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod apart;
+mod crowd;
+mod fake;
 mod login;
 mod nix;
 mod refusals;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -60,28 +60,16 @@ impl Rig {
 
     async fn with_more(limits: Limits, version: Version, further: Option<Client>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = GatewayKeys::load_or_create(&folder.path().join("keys")).unwrap();
+        let (listener, mut config) = gateway(folder.path()).await;
         let alices = GatewayKeys::load_or_create(&folder.path().join("alice")).unwrap();
-        let mut clients = vec![
-            client("local", &keys, Share::Host),
-            client("alice", &alices, Share::None),
-        ];
-        clients.extend(further);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        config.clients.push(client("alice", &alices, Share::None));
+        config.clients.extend(further);
+        for slot in config.slots.values_mut() {
+            slot.promise.version = version;
+        }
+        config.limits = limits;
         let port = listener.local_addr().unwrap().port();
-        let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
-        std::fs::write(folder.path().join("known_hosts"), known_hosts).unwrap();
-        let nix = "2.26.3".to_owned();
-        let slot = Slot {
-            system: System::Riscv64Linux,
-            promise: Promise { version, nix },
-        };
-        let config = GatewayConfig {
-            host_key: keys.host().clone(),
-            clients,
-            slots: [(SLOT.to_owned(), slot)].into(),
-            limits,
-        };
+        let keys = keys_in(folder.path());
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
         let ended = tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
@@ -192,6 +180,38 @@ impl Rig {
     }
 }
 
+/// Those of a gateway that has its files in this folder.
+pub(crate) fn keys_in(folder: &Path) -> GatewayKeys {
+    GatewayKeys::load_or_create(&folder.join("keys")).unwrap()
+}
+
+/// A gateway that has its files in this folder, ready to be served.
+pub(crate) async fn gateway(folder: &Path) -> (TcpListener, GatewayConfig) {
+    let keys = keys_in(folder);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
+    std::fs::write(folder.join("known_hosts"), known_hosts).unwrap();
+    let slot = Slot {
+        system: System::Riscv64Linux,
+        promise: promise(),
+    };
+    let config = GatewayConfig {
+        host_key: keys.host().clone(),
+        clients: vec![client("local", &keys, Share::Host)],
+        slots: [(SLOT.to_owned(), slot)].into(),
+        limits: Limits::default(),
+    };
+    (listener, config)
+}
+
+pub(crate) fn promise() -> Promise {
+    Promise {
+        version: Version::PROMISED,
+        nix: "2.26.3".to_owned(),
+    }
+}
+
 /// A client that logs in with these keys' client key.
 pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
     Client {
@@ -279,10 +299,7 @@ where
 
 /// Gives what came after the handshake.
 pub(crate) async fn shake_hands_as_guest(guest: &mut UnixStream) -> Vec<u8> {
-    let mut side = ServerSide::new(Promise {
-        version: Version::PROMISED,
-        nix: "2.26.3".to_owned(),
-    });
+    let mut side = ServerSide::new(promise());
     loop {
         let mut chunk = [0; 4096];
         let n = within(guest.read(&mut chunk)).await.unwrap();
@@ -322,9 +339,10 @@ pub(crate) fn echo_to_all(mut sessions: mpsc::Receiver<NewSession>) {
             tokio::spawn(async move {
                 let mut guest = grant(&session).await;
                 let first = shake_hands_as_guest(&mut guest).await;
-                let (mut reader, mut writer) = guest.split();
+                let (reader, mut writer) = guest.split();
                 writer.write_all(&first).await.unwrap();
-                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                let mut reader = BufReader::with_capacity(64 << 10, reader);
+                let _ = tokio::io::copy_buf(&mut reader, &mut writer).await;
                 drop(session);
             });
         }
@@ -342,12 +360,15 @@ pub(crate) fn killed() -> SessionUpdate {
 
 /// A first operation: which of these paths do you have?
 pub(crate) fn query() -> Vec<u8> {
+    named_query("hello-2.12")
+}
+
+/// The same, of a path with this name.
+pub(crate) fn named_query(name: &str) -> Vec<u8> {
+    let path = format!("/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-{name}");
     let mut out = Vec::new();
     put_number(&mut out, 31);
-    put_strings(
-        &mut out,
-        &["/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12"],
-    );
+    put_strings(&mut out, &[&path]);
     put_number(&mut out, 0);
     out
 }
@@ -359,10 +380,21 @@ pub(crate) fn private_key(path: &std::path::Path) -> PrivateKey {
 /// Fails instead of hanging.
 #[track_caller]
 pub(crate) fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    within_time(PATIENCE, future)
+}
+
+/// The same, for what many clients at once take long for.
+#[track_caller]
+pub(crate) fn long<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    within_time(4 * PATIENCE, future)
+}
+
+#[track_caller]
+fn within_time<T>(time: Duration, future: impl Future<Output = T>) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     async move {
-        tokio::time::timeout(PATIENCE, future)
+        tokio::time::timeout(time, future)
             .await
-            .unwrap_or_else(|_| panic!("nothing happened for {} s at {caller}", PATIENCE.as_secs()))
+            .unwrap_or_else(|_| panic!("nothing happened for {} s at {caller}", time.as_secs()))
     }
 }
