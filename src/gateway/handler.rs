@@ -9,14 +9,14 @@ use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, Verif
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::channels::Channels;
+use super::channels::{Channels, TRICKLE};
 use super::exec::{self, Command};
 use super::lobby::Place;
 use super::{Client, Shared, relay};
 use crate::manager::ticket::SessionRequest;
 
-/// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
-/// two bytes whenever it may.
+/// How long a connection with a full inbox rests after a packet of a trickle: a client with no more room sends one of two
+/// bytes whenever it may. Not after larger ones, which were under way: meanwhile nothing goes to the client either.
 const REST: Duration = Duration::from_millis(5);
 
 /// One connection's state.
@@ -197,7 +197,7 @@ impl russh::server::Handler for Handler {
             return Ok(());
         };
         inbox.push(data);
-        if inbox.is_full() {
+        if data.len() <= TRICKLE as usize && inbox.is_full() {
             tokio::time::sleep(REST).await;
         }
         Ok(())

@@ -122,7 +122,10 @@ impl Places {
 
     /// Cuts who has got no further for the longest time, if that was long.
     fn make_room(&mut self, now: Instant) -> Result<(), Option<Instant>> {
-        let (id, login) = self.logins().min_by_key(|(_, login)| login.since).ok_or(None)?;
+        let (id, login) = self
+            .logins()
+            .min_by_key(|(_, login)| login.since)
+            .ok_or(None)?;
         let at = login.since + self.patience;
         if now < at {
             return Err(Some(at));

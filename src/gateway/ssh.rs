@@ -33,6 +33,8 @@ pub(super) fn config(host_key: &PrivateKey, keepalive: Duration) -> Config {
         auth_rejection_time_initial: Some(FIRST_REFUSAL),
         max_auth_attempts: 6,
         window_size: WINDOW,
+        // What a session may write before the connection's task has its turn, in packets of at most 32 KiB.
+        event_buffer_size: 32,
         keys: vec![host_key.clone()],
         preferred: preferred(),
         // A build may be silent for hours.

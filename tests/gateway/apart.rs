@@ -22,7 +22,10 @@ use xpool::pool::policy::Policy;
 use xpool::shutdown::Shutdown;
 
 use crate::fake::{FakeVms, spec};
-use crate::rig::{Rig, echo_to_all, gateway, promise, query, within};
+use crate::rig::{
+    NixClient, Rig, SLOT, echo_to_all, gateway, keys_in, promise, query, shake_hands_as_client,
+    ssh_options, within,
+};
 
 /// Names the folder of such a process. Without it the tests below have nothing to do.
 const FOLDER: &str = "XPOOL_TEST_GATEWAY";
@@ -65,6 +68,23 @@ impl Apart {
             port: info.gateway.port(),
             process,
         }
+    }
+
+    /// A Nix client that has shaken hands.
+    pub(crate) async fn client(&self) -> NixClient {
+        let folder = self.folder.path();
+        let mut command = Command::new("ssh");
+        command.args(ssh_options(
+            folder,
+            &keys_in(folder).client_file(),
+            self.port,
+        ));
+        command
+            .arg(format!("{SLOT}@127.0.0.1"))
+            .arg("nix-daemon --stdio");
+        let mut client = NixClient::run(command);
+        shake_hands_as_client(&mut client).await;
+        client
     }
 
     /// A figure of the process's memory, in KiB: `VmRSS`, or `VmHWM` for the most that it was.

@@ -16,21 +16,21 @@ use xpool::open_files;
 
 use crate::apart::{Apart, VMS};
 use crate::fake::{Role, answer, wish};
-use crate::rig::{AnyServer, SLOT, keys_in, long, private_key, shake_hands};
+use crate::rig::{SLOT, keys_in, long, private_key, shake_hands};
+use crate::trusting::AnyServer;
 
 const CLIENTS: usize = 1000;
 
 /// What a manager with so many sessions may take at the most, in KiB.
 const MOST_MEMORY_KIB: u64 = 300 << 10;
 
-type Connection = russh::client::Handle<AnyServer>;
-
 /// A Nix client that waits for its turn.
 struct Waiting {
     /// The address that the manager knows it by.
     address: String,
     stream: ChannelStream<Msg>,
-    connection: Connection,
+    /// Ends when it is dropped.
+    _connection: russh::client::Handle<AnyServer>,
 }
 
 /// Logs in, shakes hands, and asks for its first operation.
@@ -53,7 +53,7 @@ async fn come(port: u16, key: PrivateKeyWithHashAlg) -> Waiting {
     Waiting {
         address,
         stream,
-        connection,
+        _connection: connection,
     }
 }
 
@@ -88,7 +88,6 @@ async fn a_thousand_clients_that_come_at_once_are_served_in_turn_within_300_mib(
         let client = client.unwrap();
         clients.insert(client.address.clone(), client);
     }
-    eprintln!("IN {} {}", apart.memory_kib("VmHWM"), apart.memory_kib("VmRSS"));
     let order = order_of_arrival(&apart).await;
 
     let (served, mut answers) = mpsc::channel(CLIENTS);
@@ -111,7 +110,6 @@ async fn a_thousand_clients_that_come_at_once_are_served_in_turn_within_300_mib(
         assert_eq!(addresses, expected, "not in the order of arrival");
     }
     let most = apart.memory_kib("VmHWM");
-    eprintln!("MOST {most}");
     assert!(most <= MOST_MEMORY_KIB, "{most} KiB");
 }
 

@@ -64,12 +64,7 @@ pub(crate) struct FakeVm {
 impl VmBackend for FakeVms {
     type Vm = FakeVm;
 
-    async fn boot(
-        &self,
-        _: VmSpec,
-        _: &BootProgress<'_>,
-        _: CancellationToken,
-    ) -> Result<FakeVm> {
+    async fn boot(&self, _: VmSpec, _: &BootProgress<'_>, _: CancellationToken) -> Result<FakeVm> {
         Ok(FakeVm {
             wake: self.wake.clone(),
             exit: watch::Sender::new(None),

@@ -5,8 +5,11 @@
 mod apart;
 mod crowd;
 mod fake;
+mod flow;
 mod login;
 mod nix;
 mod refusals;
 mod rig;
 mod sessions;
+mod slow;
+mod trusting;

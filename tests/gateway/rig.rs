@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixStream};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::trusting::AnyServer;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{Grant, NewSession, SessionDesk, SessionUpdate, Share};
@@ -86,23 +87,7 @@ impl Rig {
 
     /// What `ssh` needs to reach the gateway, without anything of the user's.
     pub(crate) fn ssh_options(&self) -> Vec<String> {
-        self.ssh_options_of(&self.keys.client_file())
-    }
-
-    fn ssh_options_of(&self, key: &Path) -> Vec<String> {
-        let options = [
-            "-F/dev/null".to_owned(),
-            format!("-i{}", key.display()),
-            format!("-p{}", self.port),
-            "-oIdentitiesOnly=yes".to_owned(),
-            "-oBatchMode=yes".to_owned(),
-            format!(
-                "-oUserKnownHostsFile={}",
-                self.folder.path().join("known_hosts").display()
-            ),
-            "-oStrictHostKeyChecking=yes".to_owned(),
-        ];
-        options.into()
+        ssh_options(self.folder.path(), &self.keys.client_file(), self.port)
     }
 
     pub(crate) fn ssh(&self, user: &str) -> Command {
@@ -113,7 +98,7 @@ impl Rig {
     pub(crate) fn ssh_with(&self, key: &Path, user: &str) -> Command {
         let mut command = Command::new("ssh");
         command
-            .args(self.ssh_options_of(key))
+            .args(ssh_options(self.folder.path(), key, self.port))
             .arg(format!("{user}@127.0.0.1"));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
@@ -128,13 +113,7 @@ impl Rig {
     pub(crate) async fn client_with(&self, key: &Path) -> NixClient {
         let mut command = self.ssh_with(key, SLOT);
         command.arg("nix-daemon --stdio");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut client = NixClient {
-            ssh: command.spawn().expect("ssh should be installed"),
-        };
+        let mut client = NixClient::run(command);
         shake_hands_as_client(&mut client).await;
         client
     }
@@ -180,6 +159,21 @@ impl Rig {
     }
 }
 
+/// What `ssh` needs to reach a gateway that has its files in this folder.
+pub(crate) fn ssh_options(folder: &Path, key: &Path, port: u16) -> Vec<String> {
+    let known_hosts = folder.join("known_hosts");
+    let options = [
+        "-F/dev/null".to_owned(),
+        format!("-i{}", key.display()),
+        format!("-p{port}"),
+        "-oIdentitiesOnly=yes".to_owned(),
+        "-oBatchMode=yes".to_owned(),
+        format!("-oUserKnownHostsFile={}", known_hosts.display()),
+        "-oStrictHostKeyChecking=yes".to_owned(),
+    ];
+    options.into()
+}
+
 /// Those of a gateway that has its files in this folder.
 pub(crate) fn keys_in(folder: &Path) -> GatewayKeys {
     GatewayKeys::load_or_create(&folder.join("keys")).unwrap()
@@ -221,26 +215,23 @@ pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
     }
 }
 
-/// A russh client that trusts any server.
-pub(crate) struct AnyServer;
-
-impl russh::client::Handler for AnyServer {
-    type Error = russh::Error;
-
-    async fn check_server_key(
-        &mut self,
-        _key: &PublicKeyOrCertificate,
-    ) -> Result<bool, Self::Error> {
-        Ok(true)
-    }
-}
-
 /// A Nix client at the other end of a real `ssh`.
 pub(crate) struct NixClient {
     pub(crate) ssh: Child,
 }
 
 impl NixClient {
+    /// What this command is, an `ssh`.
+    pub(crate) fn run(mut command: Command) -> Self {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let ssh = command.spawn().expect("ssh should be installed");
+        Self { ssh }
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         let stdin = self.ssh.stdin.as_mut().unwrap();
         within(stdin.write_all(bytes)).await.unwrap();
