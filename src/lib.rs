@@ -14,6 +14,7 @@ pub mod install;
 pub mod logging;
 pub mod manager;
 pub mod nix;
+pub mod open_files;
 pub mod output;
 pub mod paths;
 pub mod pool;

@@ -25,6 +25,7 @@ use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
 use crate::nix::machines::slot_user;
+use crate::open_files;
 use crate::paths::Paths;
 use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
@@ -65,6 +66,7 @@ pub async fn run(
     shutdown: Shutdown,
     ready: impl FnOnce(&Info),
 ) -> Result<()> {
+    let open_files = open_files::raise_limit().context("raising the limit of open files")?;
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
     let left = leftovers::clean(&paths.vms())
@@ -77,7 +79,7 @@ pub async fn run(
         );
     }
     let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
-    let gateway_config = gateway_config(&config, &keys)?;
+    let gateway_config = gateway_config(&config, &keys, Limits::within(open_files))?;
     let listen = config.listen;
     let tcp = TcpListener::bind(listen)
         .await
@@ -91,7 +93,8 @@ pub async fn run(
         pid: std::process::id(),
         gateway: listen,
     };
-    info!(state = %paths.state().display(), gateway = %listen, "serving");
+    let connections = gateway_config.limits.max_connections;
+    info!(state = %paths.state().display(), gateway = %listen, open_files, connections, "serving");
     let store = Arc::new(HostStore::new(StorePlace {
         root: config.store_root.clone(),
         search_path: config.search_path.clone(),
@@ -163,7 +166,11 @@ async fn look_after(held: Vec<HeldVm>, shutdown: Shutdown) {
     futures::future::join_all(held.into_iter().map(one)).await;
 }
 
-fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, OwnKey> {
+fn gateway_config(
+    config: &Config,
+    keys: &GatewayKeys,
+    limits: Limits,
+) -> Result<GatewayConfig, OwnKey> {
     let mut slots = BTreeMap::new();
     for (system, config) in &config.systems {
         for slot in 0..config.slots() {
@@ -178,7 +185,7 @@ fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, 
         host_key: keys.host().clone(),
         clients: clients(config, keys)?,
         slots,
-        limits: Limits::default(),
+        limits,
     })
 }
 

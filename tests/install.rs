@@ -45,7 +45,10 @@ fn what_is_installed_is_uninstalled_to_the_byte_and_twice_is_as_good_as_once() {
         }
         let before = user.files();
         user.ok(&INSTALL);
-        assert_eq!(user.builders(), format!("{builders};@[DIR]/state/machines-ssh"));
+        assert_eq!(
+            user.builders(),
+            format!("{builders};@[DIR]/state/machines-ssh")
+        );
         let installed = user.files();
         let text = String::from_utf8(installed[0].clone().unwrap()).unwrap();
         assert!(text.starts_with(nix_conf.unwrap_or_default()), "{text}");
@@ -146,10 +149,7 @@ fn a_nix_that_needs_no_ssh_configuration_gets_none() {
     );
     assert!(!user.ssh_config().exists());
     user.ok(&["machines", "--install", "--transport", "local"]);
-    assert_eq!(
-        user.builders(),
-        "@[DIR]/etc/machines;@[DIR]/state/machines"
-    );
+    assert_eq!(user.builders(), "@[DIR]/etc/machines;@[DIR]/state/machines");
     user.ok(&UNINSTALL);
     assert_eq!(user.files(), [None, None]);
 }

@@ -12,7 +12,7 @@ use super::inbox::{Inbox, InboxReader};
 pub(super) const WINDOW: u32 = 2 << 20;
 
 /// The same for a connection with a full inbox. Not less: with less, russh never looks again whether there is room.
-const TRICKLE: u32 = 2;
+pub(super) const TRICKLE: u32 = 2;
 
 /// The channels that the client has not closed.
 #[derive(Debug, Default)]
@@ -79,17 +79,16 @@ impl Channels {
         }
     }
 
-    /// How much the client may send. russh keeps one value for all channels of a connection, so one full inbox slows all
-    /// of them.
+    /// How much the client may send: as much as there is room for, so that it slows down before it has to stop. russh keeps
+    /// one value for all channels of a connection, so one full inbox slows all of them.
     pub(super) fn window(&self) -> u32 {
-        let is_full = |state: &ChannelState| match state {
-            ChannelState::Used { inbox, .. } => inbox.is_full(),
-            ChannelState::Open(_) => false,
+        let room = |state: &ChannelState| match state {
+            ChannelState::Used { inbox, .. } => Some(inbox.room()),
+            ChannelState::Open(_) => None,
         };
-        if self.states.values().any(is_full) {
-            TRICKLE
-        } else {
-            WINDOW
-        }
+        let least = self.states.values().filter_map(room).min();
+        least.map_or(WINDOW, |room| {
+            u32::try_from(room).map_or(WINDOW, |room| room.clamp(TRICKLE, WINDOW))
+        })
     }
 }

@@ -1,52 +1,59 @@
 //! One SSH connection: from accept to its end, whoever ends it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use russh::server::RunningSession;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::handler::Handler;
 use super::lifeline::Lifeline;
-use super::{Room, Shared};
+use super::lobby::Place;
+use super::{Shared, ssh};
 
-/// How long a peer may leave bytes unacknowledged: as long as it may leave keepalives unanswered.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(300);
+/// The time for a login passes in steps of this. Each ends when this process gets its turn, however late that is, so that
+/// many logins at once on a busy machine do not run out of time together.
+const STEP: Duration = Duration::from_millis(250);
 
 /// Serves one connection. Cancelling `cut` ends it.
 pub(super) async fn run(
     stream: TcpStream,
     peer: SocketAddr,
     shared: Arc<Shared>,
-    room: Room,
+    place: Place,
     cut: CancellationToken,
 ) {
-    let Room { connection, login } = room;
-    let deadline = Instant::now() + shared.config.limits.login_grace;
     // What the sessions of this connection live on. Ended here or, when russh ends first, by the handler's end.
     let alive = CancellationToken::new();
     let logged_in = CancellationToken::new();
+    let place = Arc::new(place);
     let handler = Handler::new(
         Arc::clone(&shared),
         peer,
         alive.clone(),
         logged_in.clone(),
-        login,
+        Arc::clone(&place),
     );
+    let mut late = pin!(late(shared.config.limits.login_grace, &logged_in));
     let starting = start(stream, cut.clone(), &shared, handler);
-    let mut running = match timeout_at(deadline, starting).await {
-        Ok(Ok(running)) => running,
-        Ok(Err(error)) => {
+    let started = tokio::select! {
+        started = starting => started,
+        () = &mut late => return tracing::debug!(%peer, "a connection sent no SSH greeting in time"),
+    };
+    let mut running = match started {
+        Ok(running) => running,
+        Err(error) => {
             return tracing::debug!(%peer, %error, "a connection did not get to its login");
         }
-        Err(_) => return tracing::debug!(%peer, "a connection sent no SSH greeting in time"),
     };
+    place.got_further();
     let is_over = tokio::select! {
         () = ended(&mut running, peer) => true,
-        () = late(deadline, &logged_in) => {
+        () = &mut late => {
             tracing::debug!(%peer, "a connection did not log in in time");
             false
         }
@@ -57,7 +64,6 @@ pub(super) async fn run(
         cut.cancel();
         ended(&mut running, peer).await;
     }
-    drop(connection);
 }
 
 /// Hands the socket to russh, which returns when it has the client's greeting.
@@ -68,7 +74,9 @@ async fn start(
     handler: Handler,
 ) -> Result<RunningSession<Handler>, russh::Error> {
     stream.set_nodelay(true)?;
-    let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    // A peer may leave bytes unacknowledged for as long as keepalives unanswered: nothing is asked while bytes are stuck.
+    let silence = ssh::longest_silence(shared.config.limits.keepalive);
+    let unacknowledged_ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged_ms)
         .map_err(std::io::Error::from)?;
     let stream = Lifeline::new(stream, cut);
@@ -81,9 +89,14 @@ async fn ended(running: &mut RunningSession<Handler>, peer: SocketAddr) {
     }
 }
 
-/// Resolves at the deadline, unless the client has logged in before.
-async fn late(deadline: Instant, logged_in: &CancellationToken) {
-    if timeout_at(deadline, logged_in.cancelled()).await.is_ok() {
-        std::future::pending::<()>().await;
+/// Resolves when the time for a login has passed, unless the client has logged in before.
+async fn late(grace: Duration, logged_in: &CancellationToken) {
+    let mut left = grace;
+    while !left.is_zero() {
+        let step = left.min(STEP);
+        if timeout(step, logged_in.cancelled()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+        left -= step;
     }
 }

@@ -7,16 +7,16 @@ use std::time::Duration;
 use russh::keys::{HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::channels::Channels;
+use super::channels::{Channels, TRICKLE};
 use super::exec::{self, Command};
+use super::lobby::Place;
 use super::{Client, Shared, relay};
 use crate::manager::ticket::{First, SessionRequest};
 
-/// How long a connection with a full inbox rests after each packet. A client with no room but a trickle sends a packet of
-/// two bytes whenever it may.
+/// How long a connection with a full inbox rests after a packet of a trickle: a client with no more room sends one of two
+/// bytes whenever it may. Not after larger ones, which were under way: meanwhile nothing goes to the client either.
 const REST: Duration = Duration::from_millis(5);
 
 /// One connection's state.
@@ -27,8 +27,7 @@ pub(super) struct Handler {
     login: Option<(String, Client)>,
     channels: Channels,
     logged_in: CancellationToken,
-    /// A place among those that have not logged in.
-    login_room: Option<OwnedSemaphorePermit>,
+    place: Arc<Place>,
     alive: CancellationToken,
     /// russh drops the handler when the connection ends: that ends its sessions.
     _end_sessions: DropGuard,
@@ -40,7 +39,7 @@ impl Handler {
         peer: SocketAddr,
         alive: CancellationToken,
         logged_in: CancellationToken,
-        login_room: OwnedSemaphorePermit,
+        place: Arc<Place>,
     ) -> Self {
         Self {
             shared,
@@ -48,7 +47,7 @@ impl Handler {
             login: None,
             channels: Channels::default(),
             logged_in,
-            login_room: Some(login_room),
+            place,
             _end_sessions: alive.clone().drop_guard(),
             alive,
         }
@@ -126,11 +125,18 @@ impl Handler {
 impl russh::server::Handler for Handler {
     type Error = russh::Error;
 
+    // Refused, as russh does by itself; but it tells that keys were exchanged.
+    async fn auth_none(&mut self, _user: &str) -> Result<Auth, Self::Error> {
+        self.place.got_further();
+        Ok(Auth::reject())
+    }
+
     async fn auth_publickey_offered(
         &mut self,
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
+        self.place.got_further();
         Ok(if self.client(user, offer.public_key).is_some() {
             Auth::Accept
         } else {
@@ -153,7 +159,7 @@ impl russh::server::Handler for Handler {
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
         self.logged_in.cancel();
-        self.login_room = None;
+        self.place.logged_in();
         Ok(())
     }
 
@@ -191,7 +197,7 @@ impl russh::server::Handler for Handler {
             return Ok(());
         };
         inbox.push(data);
-        if inbox.is_full() {
+        if data.len() <= TRICKLE as usize && inbox.is_full() {
             tokio::time::sleep(REST).await;
         }
         Ok(())

@@ -66,7 +66,12 @@ impl Inbox {
 
     /// Whether the client should not send more for now.
     pub(super) fn is_full(&self) -> bool {
-        self.lock().bytes.len() >= FULL
+        self.room() == 0
+    }
+
+    /// How many more bytes it may hold. A client that has just been given room may send more than that.
+    pub(super) fn room(&self) -> usize {
+        FULL.saturating_sub(self.lock().bytes.len())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

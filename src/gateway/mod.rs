@@ -10,6 +10,7 @@ mod handler;
 mod inbox;
 pub mod keys;
 mod lifeline;
+mod lobby;
 mod relay;
 mod ssh;
 
@@ -21,13 +22,14 @@ use std::time::Duration;
 
 use russh::keys::{PrivateKey, PublicKey};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::manager::ticket::{SessionDesk, Share};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
+
+use lobby::Lobby;
 
 /// How long to wait after a failed accept. Out of file descriptors is what fails, and only time helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -68,15 +70,20 @@ pub struct Slot {
 /// How much of everything there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// A connection that has not logged in this long after it was accepted is cut, whatever it sends.
+    /// A connection that has not logged in this long after it was accepted is cut, whatever it sends. Time in which this
+    /// machine is too busy to serve it does not count.
     pub login_grace: Duration,
-    /// Connections that have not logged in. Further ones wait in the listener's backlog: none is ever refused, because a
-    /// refused connection fails a build.
+    /// Connections that have not logged in. For a further one another makes room; none is ever refused, because a refused
+    /// connection fails a build.
     pub max_logins: usize,
-    /// Connections in all. Further ones wait too.
+    /// How long a login may get no further before it has to make room for another one.
+    pub login_patience: Duration,
+    /// Connections in all. Where nobody can make room, further ones wait in the listener's backlog.
     pub max_connections: usize,
     /// Channels of one connection. Further ones are refused: Nix opens one, or `max-connections` of a store.
     pub max_channels: usize,
+    /// How long a silent connection waits until it is asked for a sign of life. It ends after ten of these without one.
+    pub keepalive: Duration,
     /// How long connections may go on after the gateway was told to stop: their sessions are told why by the manager.
     pub closing_grace: Duration,
 }
@@ -85,10 +92,34 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             login_grace: Duration::from_secs(20),
-            max_logins: 32,
-            max_connections: 512,
+            max_logins: 1024,
+            // Clients give a connection up after 20 s without a greeting.
+            login_patience: Duration::from_secs(5),
+            max_connections: 2048,
             max_channels: 64,
+            keepalive: Duration::from_secs(30),
             closing_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Files that are left for other things than connections: VMs, their sessions, commands.
+const OTHER_FILES: u64 = 512;
+
+impl Limits {
+    /// The usual ones, for a process that may have so many files open: a gateway without any for the VMs serves nobody.
+    #[must_use]
+    pub fn within(open_files: Option<u64>) -> Self {
+        let usual = Self::default();
+        let Some(files) = open_files else {
+            return usual;
+        };
+        // Half of what there is where that is little.
+        let files = files.saturating_sub(OTHER_FILES).max(files / 2);
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        Self {
+            max_connections: usual.max_connections.min(files),
+            ..usual
         }
     }
 }
@@ -112,12 +143,6 @@ struct Shared {
     desk: SessionDesk,
 }
 
-/// Room for one more connection.
-struct Room {
-    connection: OwnedSemaphorePermit,
-    login: OwnedSemaphorePermit,
-}
-
 /// Serves clients until `stop` is cancelled; then takes no more, and returns when the last one has gone or was cut.
 pub async fn serve(
     listener: TcpListener,
@@ -133,7 +158,7 @@ pub async fn serve(
     }
     let closing_grace = config.limits.closing_grace;
     let shared = Arc::new(Shared {
-        ssh: Arc::new(ssh::config(&config.host_key)),
+        ssh: Arc::new(ssh::config(&config.host_key, config.limits.keepalive)),
         config,
         desk,
     });
@@ -161,23 +186,14 @@ async fn accept_forever(
     connections: &TaskTracker,
     cut: &CancellationToken,
 ) {
-    let limits = &shared.config.limits;
-    let all = Arc::new(Semaphore::new(limits.max_connections));
-    let logins = Arc::new(Semaphore::new(limits.max_logins));
-    while let (Ok(connection), Ok(login)) = (
-        Arc::clone(&all).acquire_owned().await,
-        Arc::clone(&logins).acquire_owned().await,
-    ) {
+    let lobby = Lobby::new(&shared.config.limits);
+    loop {
+        // Accepted before there is a place: only for somebody who has come does another one make room.
         let (stream, peer) = accept(listener).await;
-        let room = Room { connection, login };
+        let cut = cut.child_token();
+        let place = lobby.enter(&cut).await;
         let shared = Arc::clone(shared);
-        connections.spawn(connection::run(
-            stream,
-            peer,
-            shared,
-            room,
-            cut.child_token(),
-        ));
+        connections.spawn(connection::run(stream, peer, shared, place, cut));
     }
 }
 

@@ -9,12 +9,9 @@ use russh::keys::PrivateKey;
 use russh::server::Config;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 
-/// How long a silent connection waits until it is asked for a sign of life.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// How many signs of life may be missing. russh counts before it sends, so the tenth silence of 30 s ends the connection:
-/// after five minutes.
-const MAX_MISSED_KEEPALIVES: usize = 9;
+/// How many signs of life may be missing. russh counts before it sends, so the tenth silence ends the connection: after
+/// five minutes where one is of 30 s.
+const MAX_MISSED_KEEPALIVES: u32 = 9;
 
 /// How long every refused login takes, so that the time says nothing about the reason.
 const REFUSAL: Duration = Duration::from_millis(100);
@@ -22,8 +19,13 @@ const REFUSAL: Duration = Duration::from_millis(100);
 /// How long the refusal of `none` takes, with which OpenSSH asks what there is: every build would wait for it.
 const FIRST_REFUSAL: Duration = Duration::from_millis(5);
 
+/// How long a client may be silent where it is asked for a sign of life after each `keepalive`.
+pub(super) fn longest_silence(keepalive: Duration) -> Duration {
+    keepalive * (MAX_MISSED_KEEPALIVES + 1)
+}
+
 /// The server's configuration.
-pub(super) fn config(host_key: &PrivateKey) -> Config {
+pub(super) fn config(host_key: &PrivateKey, keepalive: Duration) -> Config {
     Config {
         server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-xpool")),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
@@ -31,12 +33,14 @@ pub(super) fn config(host_key: &PrivateKey) -> Config {
         auth_rejection_time_initial: Some(FIRST_REFUSAL),
         max_auth_attempts: 6,
         window_size: WINDOW,
+        // What a session may write before the connection's task has its turn, in packets of at most 32 KiB.
+        event_buffer_size: 32,
         keys: vec![host_key.clone()],
         preferred: preferred(),
         // A build may be silent for hours.
         inactivity_timeout: None,
-        keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: MAX_MISSED_KEEPALIVES,
+        keepalive_interval: Some(keepalive),
+        keepalive_max: MAX_MISSED_KEEPALIVES as usize,
         nodelay: true,
         ..Config::default()
     }

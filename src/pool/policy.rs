@@ -122,7 +122,7 @@ impl Default for Policy {
             // An emulated boot takes 4 s on a quiet machine and was seen to take 40 s on one that is overloaded.
             boot_timeout: Duration::from_secs(5 * 60),
             // Far above any client's slots; bounds memory when something goes round in circles.
-            max_queued: 1000,
+            max_queued: 4096,
             max_start_failures: 3,
             retry_first: Duration::from_secs(10),
             retry_max: Duration::from_secs(5 * 60),

@@ -2,11 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod apart;
 #[path = "../captures/capture.rs"]
 mod capture;
+mod crowd;
+mod fake;
+mod flow;
 mod login;
 mod nix;
 mod refusals;
 mod replay;
 mod rig;
 mod sessions;
+mod slow;
+mod trusting;

@@ -5,15 +5,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey};
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::trusting::AnyServer;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{
@@ -62,28 +63,16 @@ impl Rig {
 
     async fn with_more(limits: Limits, version: Version, further: Option<Client>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = GatewayKeys::load_or_create(&folder.path().join("keys")).unwrap();
+        let (listener, mut config) = gateway(folder.path()).await;
         let alices = GatewayKeys::load_or_create(&folder.path().join("alice")).unwrap();
-        let mut clients = vec![
-            client("local", &keys, Share::Host),
-            client("alice", &alices, Share::None),
-        ];
-        clients.extend(further);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        config.clients.push(client("alice", &alices, Share::None));
+        config.clients.extend(further);
+        for slot in config.slots.values_mut() {
+            slot.promise.version = version;
+        }
+        config.limits = limits;
         let port = listener.local_addr().unwrap().port();
-        let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
-        std::fs::write(folder.path().join("known_hosts"), known_hosts).unwrap();
-        let nix = "2.26.3".to_owned();
-        let slot = Slot {
-            system: System::Riscv64Linux,
-            promise: Promise { version, nix },
-        };
-        let config = GatewayConfig {
-            host_key: keys.host().clone(),
-            clients,
-            slots: [(SLOT.to_owned(), slot)].into(),
-            limits,
-        };
+        let keys = keys_in(folder.path());
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
         let ended = tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
@@ -100,23 +89,7 @@ impl Rig {
 
     /// What `ssh` needs to reach the gateway, without anything of the user's.
     pub(crate) fn ssh_options(&self) -> Vec<String> {
-        self.ssh_options_of(&self.keys.client_file())
-    }
-
-    fn ssh_options_of(&self, key: &Path) -> Vec<String> {
-        let options = [
-            "-F/dev/null".to_owned(),
-            format!("-i{}", key.display()),
-            format!("-p{}", self.port),
-            "-oIdentitiesOnly=yes".to_owned(),
-            "-oBatchMode=yes".to_owned(),
-            format!(
-                "-oUserKnownHostsFile={}",
-                self.folder.path().join("known_hosts").display()
-            ),
-            "-oStrictHostKeyChecking=yes".to_owned(),
-        ];
-        options.into()
+        ssh_options(self.folder.path(), &self.keys.client_file(), self.port)
     }
 
     pub(crate) fn ssh(&self, user: &str) -> Command {
@@ -127,7 +100,7 @@ impl Rig {
     pub(crate) fn ssh_with(&self, key: &Path, user: &str) -> Command {
         let mut command = Command::new("ssh");
         command
-            .args(self.ssh_options_of(key))
+            .args(ssh_options(self.folder.path(), key, self.port))
             .arg(format!("{user}@127.0.0.1"));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
@@ -142,13 +115,7 @@ impl Rig {
     pub(crate) async fn client_with(&self, key: &Path) -> NixClient {
         let mut command = self.ssh_with(key, SLOT);
         command.arg("nix-daemon --stdio");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut client = NixClient {
-            ssh: command.spawn().expect("ssh should be installed"),
-        };
+        let mut client = NixClient::run(command);
         shake_hands_as_client(&mut client).await;
         client
     }
@@ -194,6 +161,53 @@ impl Rig {
     }
 }
 
+/// What `ssh` needs to reach a gateway that has its files in this folder.
+pub(crate) fn ssh_options(folder: &Path, key: &Path, port: u16) -> Vec<String> {
+    let known_hosts = folder.join("known_hosts");
+    let options = [
+        "-F/dev/null".to_owned(),
+        format!("-i{}", key.display()),
+        format!("-p{port}"),
+        "-oIdentitiesOnly=yes".to_owned(),
+        "-oBatchMode=yes".to_owned(),
+        format!("-oUserKnownHostsFile={}", known_hosts.display()),
+        "-oStrictHostKeyChecking=yes".to_owned(),
+    ];
+    options.into()
+}
+
+/// Those of a gateway that has its files in this folder.
+pub(crate) fn keys_in(folder: &Path) -> GatewayKeys {
+    GatewayKeys::load_or_create(&folder.join("keys")).unwrap()
+}
+
+/// A gateway that has its files in this folder, ready to be served.
+pub(crate) async fn gateway(folder: &Path) -> (TcpListener, GatewayConfig) {
+    let keys = keys_in(folder);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let known_hosts = keys.known_hosts_line(&format!("[127.0.0.1]:{port}")) + "\n";
+    std::fs::write(folder.join("known_hosts"), known_hosts).unwrap();
+    let slot = Slot {
+        system: System::Riscv64Linux,
+        promise: promise(),
+    };
+    let config = GatewayConfig {
+        host_key: keys.host().clone(),
+        clients: vec![client("local", &keys, Share::Host)],
+        slots: [(SLOT.to_owned(), slot)].into(),
+        limits: Limits::default(),
+    };
+    (listener, config)
+}
+
+pub(crate) fn promise() -> Promise {
+    Promise {
+        version: Version::PROMISED,
+        nix: "2.26.3".to_owned(),
+    }
+}
+
 /// A client that logs in with these keys' client key.
 pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
     Client {
@@ -203,26 +217,23 @@ pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
     }
 }
 
-/// A russh client that trusts any server.
-pub(crate) struct AnyServer;
-
-impl russh::client::Handler for AnyServer {
-    type Error = russh::Error;
-
-    async fn check_server_key(
-        &mut self,
-        _key: &PublicKeyOrCertificate,
-    ) -> Result<bool, Self::Error> {
-        Ok(true)
-    }
-}
-
 /// A Nix client at the other end of a real `ssh`.
 pub(crate) struct NixClient {
     pub(crate) ssh: Child,
 }
 
 impl NixClient {
+    /// What this command is, an `ssh`.
+    pub(crate) fn run(mut command: Command) -> Self {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let ssh = command.spawn().expect("ssh should be installed");
+        Self { ssh }
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         let stdin = self.ssh.stdin.as_mut().unwrap();
         within(stdin.write_all(bytes)).await.unwrap();
@@ -281,10 +292,7 @@ where
 
 /// Gives what came after the handshake.
 pub(crate) async fn shake_hands_as_guest(guest: &mut UnixStream) -> Vec<u8> {
-    let mut side = ServerSide::new(Promise {
-        version: Version::PROMISED,
-        nix: "2.26.3".to_owned(),
-    });
+    let mut side = ServerSide::new(promise());
     loop {
         let mut chunk = [0; 4096];
         let n = within(guest.read(&mut chunk)).await.unwrap();
@@ -324,9 +332,10 @@ pub(crate) fn echo_to_all(mut sessions: mpsc::Receiver<NewSession>) {
             tokio::spawn(async move {
                 let mut guest = grant(&session).await;
                 let first = shake_hands_as_guest(&mut guest).await;
-                let (mut reader, mut writer) = guest.split();
+                let (reader, mut writer) = guest.split();
                 writer.write_all(&first).await.unwrap();
-                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                let mut reader = BufReader::with_capacity(64 << 10, reader);
+                let _ = tokio::io::copy_buf(&mut reader, &mut writer).await;
                 drop(session);
             });
         }
@@ -344,12 +353,15 @@ pub(crate) fn killed() -> SessionUpdate {
 
 /// A first operation: which of these paths do you have?
 pub(crate) fn query() -> Vec<u8> {
+    named_query("hello-2.12")
+}
+
+/// The same, of a path with this name.
+pub(crate) fn named_query(name: &str) -> Vec<u8> {
+    let path = format!("/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-{name}");
     let mut out = Vec::new();
     put_number(&mut out, 31);
-    put_strings(
-        &mut out,
-        &["/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12"],
-    );
+    put_strings(&mut out, &[&path]);
     put_number(&mut out, 0);
     out
 }
@@ -361,10 +373,21 @@ pub(crate) fn private_key(path: &std::path::Path) -> PrivateKey {
 /// Fails instead of hanging.
 #[track_caller]
 pub(crate) fn within<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    within_time(PATIENCE, future)
+}
+
+/// The same, for what many clients at once take long for.
+#[track_caller]
+pub(crate) fn long<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    within_time(4 * PATIENCE, future)
+}
+
+#[track_caller]
+fn within_time<T>(time: Duration, future: impl Future<Output = T>) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     async move {
-        tokio::time::timeout(PATIENCE, future)
+        tokio::time::timeout(time, future)
             .await
-            .unwrap_or_else(|_| panic!("nothing happened for {} s at {caller}", PATIENCE.as_secs()))
+            .unwrap_or_else(|_| panic!("nothing happened for {} s at {caller}", time.as_secs()))
     }
 }
