@@ -8,6 +8,7 @@
 )]
 
 pub mod inputs;
+pub mod matrix;
 pub mod namespace;
 pub mod nix;
 pub mod vm;

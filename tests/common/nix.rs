@@ -11,24 +11,45 @@ use rustix::process::{Signal, kill_process};
 use super::{Installation, Serving, pid_of};
 
 /// Which Nix a client is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// This machine's own: 2.8 on Debian 12.
     Own,
     /// Debian 13's, which is 2.26.
     Newer,
+    /// Debian sid's: 2.34 or what has come after it.
+    Newest,
 }
 
 impl Version {
     /// The root folder that has its programs.
     fn system(self) -> PathBuf {
+        let suite = match self {
+            Self::Own => return PathBuf::from("/"),
+            Self::Newer => "trixie",
+            Self::Newest => "sid",
+        };
+        let clients = std::env::var_os("XPOOL_TEST_CLIENTS")
+            .expect("run `scripts/test`, which makes the other clients");
+        Path::new(&clients).join(suite)
+    }
+}
+
+/// By which way a client comes to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through the gateway.
+    Ssh,
+    /// Through a program that Nix starts itself.
+    Local,
+}
+
+impl Transport {
+    /// The command that prints the machines lines for it.
+    fn machines(self) -> &'static [&'static str] {
         match self {
-            Self::Own => PathBuf::from("/"),
-            Self::Newer => {
-                let clients = std::env::var_os("XPOOL_TEST_CLIENTS")
-                    .expect("run `scripts/test`, which makes the other clients");
-                Path::new(&clients).join("trixie")
-            }
+            Self::Ssh => &["machines"],
+            Self::Local => &["machines", "--transport", "local"],
         }
     }
 }
@@ -57,6 +78,10 @@ impl<'a> Nix<'a> {
     }
 
     pub fn of(version: Version, installation: &'a Installation) -> Self {
+        Self::by(Transport::Ssh, version, installation)
+    }
+
+    pub fn by(transport: Transport, version: Version, installation: &'a Installation) -> Self {
         let store = if installation.has_nix_folder() {
             installation.path().to_owned()
         } else {
@@ -71,7 +96,7 @@ impl<'a> Nix<'a> {
         );
         fs::write(installation.path().join("nix.conf"), conf).unwrap();
         // Not `ok`, which puts another word for the folder that the key is in.
-        let machines = installation.command(&["machines"]).output().unwrap();
+        let machines = installation.command(transport.machines()).output().unwrap();
         assert!(machines.status.success(), "{}", stderr(&machines));
         Self {
             installation,
@@ -112,17 +137,16 @@ impl<'a> Nix<'a> {
 
     /// `nix-build` of an expression, ready to run, in a process group of its own.
     pub fn build(&self, expression: &str) -> Command {
+        self.build_on(&self.machines, expression)
+    }
+
+    /// The same, with other machines lines.
+    pub fn build_on(&self, machines: &str, expression: &str) -> Command {
         let mut command = self.program("nix-build");
         if !self.installation.has_nix_folder() {
             command.arg("--store").arg(&self.store);
         }
-        command.args([
-            "--no-out-link",
-            "--builders",
-            &self.machines,
-            "-E",
-            expression,
-        ]);
+        command.args(["--no-out-link", "--builders", machines, "-E", expression]);
         command
     }
 
@@ -161,15 +185,10 @@ impl<'a> Nix<'a> {
 
     /// Starts a build whose output can be looked at while it runs.
     pub fn start(&self, expression: &str) -> Running {
-        let log = self.installation.path().join("nix-build.log");
-        let file = fs::File::create(&log).unwrap();
-        let child = self
-            .build(expression)
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        Running { child, log }
+        Running::start(
+            self.build(expression),
+            self.installation.path().join("nix-build.log"),
+        )
     }
 }
 
@@ -205,6 +224,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a command that says what it does in a file.
+    pub fn start(mut command: Command, log: PathBuf) -> Self {
+        let file = fs::File::create(&log).unwrap();
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
