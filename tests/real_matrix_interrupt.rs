@@ -102,7 +102,7 @@ fn clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing() 
 }
 
 /// Enough to be seen on its way.
-const LARGE: u64 = 400_000_000;
+const LARGE: u64 = 100_000_000;
 
 #[test]
 fn clients_that_are_interrupted_while_they_copy_either_way_leave_nothing() {

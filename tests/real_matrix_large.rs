@@ -51,8 +51,7 @@ fn says_100_mb(client: &Client<'_>) {
 #[test]
 fn a_hundred_megabytes_of_log_reach_every_client_and_fill_no_memory() {
     let test = "a_hundred_megabytes_of_log_reach_every_client_and_fill_no_memory";
-    let pool = format!("max-vms = {CLIENTS}\n");
-    let Some((installation, serving)) = installed(test, 1, &pool) else {
+    let Some((installation, serving)) = installed(test, 1, "max-vms = 1\n") else {
         return;
     };
     let clients = clients(&installation);
@@ -64,7 +63,10 @@ fn a_hundred_megabytes_of_log_reach_every_client_and_fill_no_memory() {
     // The most that it has had is what it has now (proc(5)).
     fs::write(format!("/proc/{manager}/clear_refs"), "5").unwrap();
     let before = kib(manager, "VmHWM");
-    each(&clients, says_100_mb);
+    // One after another: a guest that says much on a machine with too few processors mostly waits for itself.
+    for client in &clients {
+        says_100_mb(client);
+    }
     let after = kib(manager, "VmHWM");
     assert!(
         after < before + 8 * 1024,
