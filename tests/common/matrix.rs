@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use super::nix::{Nix, Running, Transport, Version, started, stderr};
 use super::{Installation, Serving, namespace};
@@ -84,7 +84,7 @@ pub fn each<'a, T: Send>(
             thread.spawn_scoped(scope, move || case(client)).unwrap()
         };
         let running: Vec<_> = clients.iter().map(spawn).collect();
-        let ended: Vec<_> = running.into_iter().map(|thread| thread.join()).collect();
+        let ended: Vec<_> = running.into_iter().map(ScopedJoinHandle::join).collect();
         let results = ended.into_iter().zip(clients);
         results
             .map(|(result, client)| {
