@@ -8,6 +8,7 @@
 )]
 
 pub mod inputs;
+pub mod matrix;
 pub mod namespace;
 pub mod nix;
 pub mod user;
@@ -117,7 +118,12 @@ impl Installation {
 
     /// The command, ready to run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.program(Path::new("/"), env!("CARGO_BIN_EXE_xpool"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_xpool")), args)
+    }
+
+    /// The same, of an xpool that is somewhere else.
+    pub fn command_of(&self, xpool: &Path, args: &[&str]) -> Command {
+        let mut command = self.program(Path::new("/"), xpool);
         command
             .args(args)
             .env("XPOOL_CONFIG", self.path().join("xpool.toml"))

@@ -11,26 +11,63 @@ use rustix::process::{Signal, kill_process};
 use super::{Installation, Serving, pid_of};
 
 /// Which Nix a client is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// This machine's own: 2.8 on Debian 12.
     Own,
     /// Debian 13's, which is 2.26.
     Newer,
+    /// Debian sid's: 2.34 or what has come after it.
+    Newest,
 }
 
 impl Version {
     /// The root folder that has its programs.
     fn system(self) -> PathBuf {
+        let suite = match self {
+            Self::Own => return PathBuf::from("/"),
+            Self::Newer => "trixie",
+            Self::Newest => "sid",
+        };
+        let clients = std::env::var_os("XPOOL_TEST_CLIENTS")
+            .expect("run `scripts/test`, which makes the other clients");
+        Path::new(&clients).join(suite)
+    }
+}
+
+/// By which way a client comes to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through the gateway.
+    Ssh,
+    /// Through a program that Nix starts itself.
+    Local,
+}
+
+impl Transport {
+    /// The command that prints the machines lines for it.
+    fn machines(self, installation: &Installation) -> Command {
         match self {
-            Self::Own => PathBuf::from("/"),
-            Self::Newer => {
-                let clients = std::env::var_os("XPOOL_TEST_CLIENTS")
-                    .expect("run `scripts/test`, which makes the other clients");
-                Path::new(&clients).join("trixie")
+            Self::Ssh => {
+                installation.command(&["machines", "--transport", "ssh", "--nix-version", "2.8"])
             }
+            Self::Local => installation.command_of(
+                &own_xpool(installation),
+                &["machines", "--transport", "local"],
+            ),
         }
     }
+}
+
+/// An xpool where clients with another root folder see it too. It names itself in the lines that it prints.
+fn own_xpool(installation: &Installation) -> PathBuf {
+    let own = installation.path().join("xpool");
+    let built = env!("CARGO_BIN_EXE_xpool");
+    if !own.exists() && fs::hard_link(built, &own).is_err() {
+        // On another file system.
+        fs::copy(built, &own).unwrap();
+    }
+    own
 }
 
 /// A Nix client. Its store is the installation's /nix if it has one, and a folder of the client's own otherwise.
@@ -57,6 +94,10 @@ impl<'a> Nix<'a> {
     }
 
     pub fn of(version: Version, installation: &'a Installation) -> Self {
+        Self::by(Transport::Ssh, version, installation)
+    }
+
+    pub fn by(transport: Transport, version: Version, installation: &'a Installation) -> Self {
         let store = if installation.has_nix_folder() {
             installation.path().to_owned()
         } else {
@@ -71,10 +112,7 @@ impl<'a> Nix<'a> {
         );
         fs::write(installation.path().join("nix.conf"), conf).unwrap();
         // Not `ok`, which puts another word for the folder that the key is in.
-        let machines = installation
-            .command(&["machines", "--transport", "ssh", "--nix-version", "2.8"])
-            .output()
-            .unwrap();
+        let machines = transport.machines(installation).output().unwrap();
         assert!(machines.status.success(), "{}", stderr(&machines));
         Self {
             installation,
@@ -115,17 +153,16 @@ impl<'a> Nix<'a> {
 
     /// `nix-build` of an expression, ready to run, in a process group of its own.
     pub fn build(&self, expression: &str) -> Command {
+        self.build_on(&self.machines, expression)
+    }
+
+    /// The same, with other machines lines.
+    pub fn build_on(&self, machines: &str, expression: &str) -> Command {
         let mut command = self.program("nix-build");
         if !self.installation.has_nix_folder() {
             command.arg("--store").arg(&self.store);
         }
-        command.args([
-            "--no-out-link",
-            "--builders",
-            &self.machines,
-            "-E",
-            expression,
-        ]);
+        command.args(["--no-out-link", "--builders", machines, "-E", expression]);
         command
     }
 
@@ -164,15 +201,10 @@ impl<'a> Nix<'a> {
 
     /// Starts a build whose output can be looked at while it runs.
     pub fn start(&self, expression: &str) -> Running {
-        let log = self.installation.path().join("nix-build.log");
-        let file = fs::File::create(&log).unwrap();
-        let child = self
-            .build(expression)
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        Running { child, log }
+        Running::start(
+            self.build(expression),
+            self.installation.path().join("nix-build.log"),
+        )
     }
 }
 
@@ -208,6 +240,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a command that says what it does in a file.
+    pub fn start(mut command: Command, log: PathBuf) -> Self {
+        let file = fs::File::create(&log).unwrap();
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }

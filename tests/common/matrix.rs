@@ -1,0 +1,156 @@
+//! Every client: each version of Nix, by each way to the pool, at the same time.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::thread::{self, ScopedJoinHandle};
+
+use super::nix::{Nix, Running, Transport, Version, started, stderr};
+use super::{Installation, Serving, namespace};
+
+pub const SYSTEM: &str = "riscv64-linux";
+
+pub const VERSIONS: [Version; 3] = [Version::Own, Version::Newer, Version::Newest];
+
+/// The ways that are tested: this is the one place that has them.
+pub const TRANSPORTS: [Transport; 2] = [Transport::Ssh, Transport::Local];
+
+/// How many clients there are.
+pub const CLIENTS: usize = VERSIONS.len() * TRANSPORTS.len();
+
+/// One of the clients. Its store and its slots are its own, so that it can be told from the others.
+pub struct Client<'a> {
+    pub name: String,
+    pub version: Version,
+    pub nix: Nix<'a>,
+    /// What the manager calls its slots.
+    slots: Vec<String>,
+}
+
+/// An installation for all clients, each of which has as many slots; `pool` is more of the pool's configuration. None where
+/// there can be no other versions of Nix than this machine's, which is said.
+pub fn installed(test: &str, slots: usize, pool: &str) -> Option<(Installation, Serving)> {
+    if namespace::skipped(test) {
+        return None;
+    }
+    let slots = slots * CLIENTS;
+    Some(started(&format!(
+        "[pool]\nbuild-machines = {slots}\n{pool}"
+    )))
+}
+
+/// The clients of an installation, which has the same number of slots for each.
+#[track_caller]
+pub fn clients(installation: &Installation) -> Vec<Client<'_>> {
+    let by = |transport| VERSIONS.map(|version| (transport, version));
+    let kinds = TRANSPORTS.into_iter().flat_map(by).enumerate();
+    kinds
+        .map(|(number, (transport, version))| {
+            let name = format!("{version:?}-{transport:?}").to_lowercase();
+            let mut nix = Nix::by(transport, version, installation);
+            nix.store = installation.path().join(&name);
+            let slots = take_slots(&mut nix.machines, number);
+            Client {
+                name,
+                version,
+                nix,
+                slots,
+            }
+        })
+        .collect()
+}
+
+/// Leaves one of the clients the machines lines that are its own; what the manager calls their slots.
+fn take_slots(machines: &mut String, client: usize) -> Vec<String> {
+    let is_ours = |line: &&str| line.split(' ').nth(1) == Some(SYSTEM);
+    let lines: Vec<&str> = machines.lines().filter(is_ours).collect();
+    assert!(!lines.is_empty() && lines.len().is_multiple_of(CLIENTS));
+    let count = lines.len() / CLIENTS;
+    let own = client * count..(client + 1) * count;
+    let text = lines[own.clone()].join("\n");
+    *machines = text;
+    own.map(|slot| format!("riscv64-{slot:02}")).collect()
+}
+
+/// Does something with all of them at the same time. All come to their end, whatever becomes of the others.
+pub fn each<'a, T: Send>(
+    clients: &'a [Client<'a>],
+    case: impl Fn(&'a Client<'a>) -> T + Sync,
+) -> Vec<T> {
+    let case = &case;
+    thread::scope(|scope| {
+        let spawn = |client: &'a Client<'a>| {
+            let thread = thread::Builder::new().name(client.name.clone());
+            thread.spawn_scoped(scope, move || case(client)).unwrap()
+        };
+        let running: Vec<_> = clients.iter().map(spawn).collect();
+        let ended: Vec<_> = running.into_iter().map(ScopedJoinHandle::join).collect();
+        let results = ended.into_iter().zip(clients);
+        results
+            .map(|(result, client)| {
+                result.unwrap_or_else(|_| panic!("the client {} failed, see above", client.name))
+            })
+            .collect()
+    })
+}
+
+impl Client<'_> {
+    /// Starts a build that can be looked at while it runs. `what` is the name of its log.
+    pub fn start(&self, what: &str, expression: &str) -> Running {
+        Running::start(self.nix.build(expression), self.file(what))
+    }
+
+    /// A file of this client's.
+    pub fn file(&self, what: &str) -> PathBuf {
+        let name = format!("{}-{what}", self.name);
+        self.nix.installation.path().join(name)
+    }
+
+    /// The URI of its first slot.
+    pub fn uri(&self) -> &str {
+        self.nix.machines.split(' ').next().unwrap()
+    }
+
+    /// Sessions in its slots.
+    pub fn sessions(&self) -> Vec<serde_json::Value> {
+        let mut sessions = self.nix.installation.list(SYSTEM, "sessions");
+        sessions.retain(|session| {
+            let slot = session["slot"].as_str().unwrap();
+            self.slots.iter().any(|ours| ours == slot)
+        });
+        sessions
+    }
+
+    /// Where a path of its store is on this machine.
+    pub fn on_host(&self, path: &str) -> PathBuf {
+        self.nix.store.join(path.trim_start_matches('/'))
+    }
+
+    /// Runs something that is expected to go well; what it printed.
+    #[track_caller]
+    pub fn ok(&self, command: &mut Command) -> (String, String) {
+        let output = command.output().unwrap();
+        let log = stderr(&output);
+        let name = &self.name;
+        let logs = self.nix.installation.logs();
+        assert!(output.status.success(), "{name}: {log}\n{logs}");
+        (String::from_utf8(output.stdout).unwrap(), log)
+    }
+
+    /// Runs something that is expected to fail; how it ended, and what it said.
+    #[track_caller]
+    pub fn fails(&self, command: &mut Command) -> (Option<i32>, String) {
+        let output: Output = command.output().unwrap();
+        let log = stderr(&output);
+        assert!(!output.status.success(), "{}: {log}", self.name);
+        (output.status.code(), log)
+    }
+
+    /// Builds something and reads its results, which are files.
+    #[track_caller]
+    pub fn built(&self, expression: &str) -> Vec<String> {
+        let (paths, _) = self.ok(&mut self.nix.build(expression));
+        let read = |path: &str| fs::read_to_string(self.on_host(path)).unwrap();
+        paths.lines().map(read).collect()
+    }
+}
