@@ -180,13 +180,13 @@ async fn verdict(ticket: &mut SessionTicket, noticed: &mut mpsc::Receiver<Event>
 /// What a person would call it.
 fn activity(event: &Event) -> Option<String> {
     match event {
-        Event::Building(path) => Some(format!("building {}", drv_name(path).escape_debug())),
+        Event::Building(building) => Some(format!("building {}", drv_name(&building.derivation).escape_debug())),
         Event::Started(Operation::QueryValidPaths) => Some("looking for inputs".to_owned()),
         Event::Started(Operation::AddMultipleToStore) => Some("copying inputs".to_owned()),
         Event::Started(Operation::NarFromPath) | Event::Ended(Operation::BuildDerivation) => {
             Some("copying outputs".to_owned())
         }
-        Event::Started(_) | Event::Ended(_) => None,
+        Event::Started(_) | Event::Ended(_) | Event::Built(_) | Event::Fetched { .. } => None,
     }
 }
 

@@ -65,30 +65,30 @@ const PATH_INFO: &[Item] = &[Item::Optional(&[
 
 /// Outputs and what was built for them, as JSON.
 const BUILT_OUTPUTS: Item = Item::List(&[Item::String, Item::String]);
-const MICROSECONDS: Item = Item::Optional(NUMBER);
+const MICROSECONDS: Item = Item::WantedOptional;
 /// Status and message, then how often it was built, whether it differed, and when it began and ended.
 const BUILD_RESULT: &[Item] = &[
     Item::WantedNumber,
-    Item::String,
+    Item::Wanted,
     Item::Number,
     Item::Number,
-    Item::Number,
-    Item::Number,
+    Item::WantedNumber,
+    Item::WantedNumber,
     MICROSECONDS, // in user mode
     MICROSECONDS, // in the kernel
     BUILT_OUTPUTS,
 ];
 const BUILD_RESULT_BEFORE_1_37: &[Item] = &[
     Item::WantedNumber,
-    Item::String,
+    Item::Wanted,
     Item::Number,
     Item::Number,
-    Item::Number,
-    Item::Number,
+    Item::WantedNumber,
+    Item::WantedNumber,
     BUILT_OUTPUTS,
 ];
-const BUILD_RESULT_BEFORE_1_29: &[Item] = &[Item::WantedNumber, Item::String, BUILT_OUTPUTS];
-const BUILD_RESULT_BEFORE_1_28: &[Item] = &[Item::WantedNumber, Item::String];
+const BUILD_RESULT_BEFORE_1_29: &[Item] = &[Item::WantedNumber, Item::Wanted, BUILT_OUTPUTS];
+const BUILD_RESULT_BEFORE_1_28: &[Item] = &[Item::WantedNumber, Item::Wanted];
 
 impl Operation {
     /// The operation that a client begins with this number, if it can be watched.
@@ -165,10 +165,4 @@ impl Operation {
             Self::NarFromPath => return Reply::Nar,
         })
     }
-}
-
-/// Whether a build's status says that its outputs are there: `Built`, `Substituted`, `AlreadyValid`,
-/// `ResolvesToAlreadyValid` (`build-result.hh`).
-pub(super) fn is_success(status: u64) -> bool {
-    matches!(status, 0 | 1 | 2 | 13)
 }
