@@ -14,7 +14,7 @@ use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
 use crate::pool::budget::Shortage;
 use crate::pool::claim::Outputs;
-use crate::pool::policy::{Policy, Share};
+use crate::pool::policy::{BuildLimits, Policy, Share};
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
@@ -24,6 +24,7 @@ pub(super) struct ManagedSystem<B> {
     pub(super) pool: Pool,
     slots_per_vm: usize,
     pub(super) share: Share,
+    limits: BuildLimits,
     factory: VmFactory<B>,
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
@@ -52,13 +53,14 @@ impl<B: VmBackend> ManagedSystem<B> {
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
         let slots_per_vm = policy.slots_per_vm.get() as usize;
-        let share = policy.share;
+        let (share, limits) = (policy.share, policy.build_limits);
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
             pool: Pool::new(policy),
             slots_per_vm,
             share,
+            limits,
             factory,
             news,
             vms,
@@ -258,6 +260,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                         inputs: inputs
                             .map(|(look_up, taker)| look_up.hand_over(taker))
                             .unwrap_or_default(),
+                        limits: self.limits,
                     }));
                 }
             }

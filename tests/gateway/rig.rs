@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{
-    Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionUpdate, Share,
+    BuildLimits, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionUpdate, Share,
 };
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
@@ -311,6 +311,7 @@ pub(crate) async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixSt
         hop: Hop::new(stream),
         fetch_only,
         inputs: InputsOnTheirWay::default(),
+        limits: BuildLimits::default(),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

@@ -191,10 +191,7 @@ fn a_hooks_session_is_followed_to_the_end_of_its_build() {
         observer.from_server(&last),
         [Event::Ended(Operation::AddMultipleToStore)]
     );
-    let expected = [
-        Event::Started(Operation::BuildDerivation),
-        building_hello(),
-    ];
+    let expected = [Event::Started(Operation::BuildDerivation), building_hello()];
     assert_eq!(observer.from_client(&build()), expected);
     for frame in frames() {
         assert!(observer.error_can_be_sent());

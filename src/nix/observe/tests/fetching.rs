@@ -9,17 +9,17 @@ fn built(version: Version, outputs: &[&str], status: u64) -> Observer {
     assert!(!observer.outputs_remain(), "nothing is built yet");
     observer.from_server(&frames().concat());
     let ended = observer.from_server(&result(version, status));
-    assert_eq!(ended.last(), Some(&Event::Ended(Operation::BuildDerivation)));
+    assert_eq!(
+        ended.last(),
+        Some(&Event::Ended(Operation::BuildDerivation))
+    );
     observer
 }
 
 fn fetch(observer: &mut Observer, path: &str) {
     observer.from_client(&ask(38, path));
     let ended = observer.from_server(&nar());
-    assert_eq!(
-        ended,
-        [fetched(path), Event::Ended(Operation::NarFromPath)]
-    );
+    assert_eq!(ended, [fetched(path), Event::Ended(Operation::NarFromPath)]);
 }
 
 #[test]

@@ -71,7 +71,10 @@ fn of_a_line_without_end_only_its_beginning_is_kept() {
 fn a_line_is_cut_between_two_characters() {
     let mut observer = building();
     observer.from_server(&news(101, "\u{1d11e}".repeat(400).as_bytes()));
-    observer.from_server(&news(101, ("x".to_owned() + &"\u{e9}".repeat(400)).as_bytes()));
+    observer.from_server(&news(
+        101,
+        ("x".to_owned() + &"\u{e9}".repeat(400)).as_bytes(),
+    ));
     observer.from_server(&news(101, b"no \xff text"));
     let lines = observer.build_log().lines();
     assert_eq!(lines[0], "\u{1d11e}".repeat(128));
