@@ -64,7 +64,7 @@ pub struct Observer {
 #[derive(Debug)]
 enum State {
     /// Between operations: the next thing is an operation's number from the client.
-    Idle(Walk),
+    Idle(Box<Walk>),
     Running(Box<Running>),
     /// No longer watching.
     Off,
@@ -75,7 +75,7 @@ impl Observer {
     pub fn new(version: Version) -> Self {
         Self {
             version,
-            state: State::Idle(Walk::new(TAG)),
+            state: State::Idle(Box::new(Walk::new(TAG))),
             outputs: Outputs::Nothing,
             log: BuildLog::default(),
         }
@@ -181,7 +181,7 @@ impl Observer {
                     self.state = match &running.request {
                         Request::Sent(wanted) => {
                             self.outputs.note(running, wanted, ending);
-                            State::Idle(Walk::new(TAG))
+                            State::Idle(Box::new(Walk::new(TAG)))
                         }
                         // After an error before the end of a request, its rest cannot be told from what follows.
                         Request::Sending(_) => State::Off,

@@ -394,8 +394,8 @@ mod tests {
             let followed = [&message[..], b"more"].concat();
             // What an earlier walk kept is not seen in a later one.
             let mut walk = Walk::new(&[Item::WantedNumber, Item::List(&[Item::Wanted])]);
-            let mut earlier = [1_u64, 1, 8, 8].map(u64::to_le_bytes).concat();
-            walk.advance(&mut earlier.as_mut_slice().as_ref()).unwrap();
+            let earlier = [1_u64, 1, 8, 8].map(u64::to_le_bytes).concat();
+            walk.advance(&mut &earlier[..]).unwrap();
             walk.restart(SHAPE);
             let mut sizes = sizes.into_iter().cycle();
             let mut rest = &followed[..];

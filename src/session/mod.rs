@@ -8,6 +8,7 @@ mod client;
 mod guest;
 mod inputs;
 mod limits;
+mod outbox;
 mod park;
 mod splice;
 mod watch;

@@ -29,7 +29,7 @@ const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
 const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
 /// A session's place, and what is known of the session. However it ends, dropped halfway too, the place is given up with
-/// word of whether outputs are still to be fetched.
+/// word of whether outputs are still to be fetched, and with what the manager has room for of what was seen.
 struct Seat {
     ticket: SessionTicket,
     watch: Watch,
@@ -38,6 +38,7 @@ struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.watch.send(&self.ticket.reports());
         self.ticket.set_unfetched(self.watch.outputs_remain());
     }
 }

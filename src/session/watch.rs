@@ -1,21 +1,17 @@
 //! What is seen of a session whose bytes pass, which of the client's may not, and what of it the manager has not been told.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::limits::{Limit, Reached};
+use super::outbox::Outbox;
 use crate::manager::ticket::{
     BuildBegan, BuildEnded, BuildLimits, BuildProgress, Reports, SessionReport,
 };
 use crate::nix::observe::{BuildResult, Event, Observer, Operation};
 use crate::nix::store_path::StorePath;
-
-/// How many reports may wait for the manager, which takes them at once: more than a session has to tell in the time that
-/// the manager takes for one event. What comes beyond that is lost.
-const MAX_PENDING: usize = 256;
 
 /// What is said of a build of which nothing more is understood.
 const UNWATCHED: &str = "not known: what the client or the guest sent is not understood";
@@ -40,9 +36,7 @@ struct Observed {
     build: Option<RunningBuild>,
     bytes_in: u64,
     bytes_out: u64,
-    /// Whether there is progress that is not among what is pending.
-    has_progress: bool,
-    pending: VecDeque<SessionReport>,
+    outbox: Outbox,
 }
 
 struct RunningBuild {
@@ -84,8 +78,7 @@ impl Watch {
             build: None,
             bytes_in: 0,
             bytes_out: 0,
-            has_progress: false,
-            pending: VecDeque::new(),
+            outbox: Outbox::default(),
         };
         Self {
             observed: Mutex::new(seen),
@@ -197,20 +190,13 @@ impl Watch {
 
     /// Tells the manager what it has room for. True if some is left.
     pub(super) fn send(&self, reports: &Reports) -> bool {
-        let pending = &mut self.lock().pending;
-        while let Some(report) = pending.pop_front() {
-            if let Err(report) = reports.send(report) {
-                pending.push_front(report);
-                return true;
-            }
-        }
-        false
+        self.lock().outbox.send(reports)
     }
 
     /// Takes note of what was seen in a chunk.
     fn note(&self, observed: &mut Observed, events: Vec<Event>) {
-        let is_news = !events.is_empty() || !observed.has_progress;
-        observed.has_progress = true;
+        let is_news = !events.is_empty() || !observed.outbox.has_progress;
+        observed.outbox.has_progress = true;
         for event in events {
             observed.note(event);
         }
@@ -228,7 +214,7 @@ impl Watch {
 impl Observed {
     fn note(&mut self, event: Event) {
         if let Some(activity) = activity(&event) {
-            self.tell(SessionReport::Activity(activity));
+            self.outbox.tell(SessionReport::Activity(activity));
         }
         match event {
             Event::Building(building) => {
@@ -240,7 +226,7 @@ impl Observed {
                     last_sign: now,
                     n_signs: self.observer.build_log().n_signs(),
                 });
-                self.tell(SessionReport::BuildBegan(BuildBegan {
+                self.outbox.tell(SessionReport::BuildBegan(BuildBegan {
                     derivation: building.derivation,
                     outputs: building.outputs,
                 }));
@@ -248,12 +234,13 @@ impl Observed {
             Event::Built(BuildResult { failure, cpu, .. }) => {
                 if self.build.take().is_some() {
                     self.tell_progress();
-                    self.tell(SessionReport::BuildEnded(BuildEnded { failure, cpu }));
+                    self.outbox
+                        .tell(SessionReport::BuildEnded(BuildEnded { failure, cpu }));
                 }
             }
             Event::Fetched { path, .. } => {
                 if let Some(path) = StorePath::parse(path.as_bytes()) {
-                    self.tell(SessionReport::Fetched(path));
+                    self.outbox.tell(SessionReport::Fetched(path));
                 }
             }
             Event::Started(_) | Event::Ended(_) => {}
@@ -277,7 +264,7 @@ impl Observed {
     fn end_build(&mut self, why: &str) {
         if self.build.take().is_some() {
             self.tell_progress();
-            self.tell(SessionReport::BuildEnded(BuildEnded {
+            self.outbox.tell(SessionReport::BuildEnded(BuildEnded {
                 failure: Some(why.to_owned()),
                 cpu: None,
             }));
@@ -285,10 +272,10 @@ impl Observed {
     }
 
     fn tell_progress(&mut self) {
-        if !self.has_progress {
+        if !self.outbox.has_progress {
             return;
         }
-        self.has_progress = false;
+        self.outbox.has_progress = false;
         let log = self.observer.build_log();
         let progress = BuildProgress {
             phase: log.phase().map(str::to_owned),
@@ -297,19 +284,7 @@ impl Observed {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
         };
-        self.tell(SessionReport::Progress(progress));
-    }
-
-    /// Lets a report wait until it is sent. It takes the place of one that says less of the same.
-    fn tell(&mut self, report: SessionReport) {
-        use SessionReport::{Activity, Progress};
-        if let (Some(last @ Activity(_)), Activity(_)) | (Some(last @ Progress(_)), Progress(_)) =
-            (self.pending.back_mut(), &report)
-        {
-            *last = report;
-        } else if self.pending.len() < MAX_PENDING {
-            self.pending.push_back(report);
-        }
+        self.outbox.tell(SessionReport::Progress(progress));
     }
 }
 

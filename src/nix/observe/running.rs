@@ -25,7 +25,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) enum Request {
     /// The client still sends it.
-    Sending(Walk),
+    Sending(Box<Walk>),
     /// All of it was sent; these are the strings that were wanted of it.
     Sent(Vec<Vec<u8>>),
 }
@@ -105,7 +105,7 @@ impl Running {
         let operation = Operation::from_number(number).ok_or(Unexpected)?;
         Ok(Self {
             operation,
-            request: Request::Sending(Walk::new(operation.request(version))),
+            request: Request::Sending(Box::new(Walk::new(operation.request(version)))),
             server: Server::Boundary,
             response: Walk::new(TAG),
             n_nar: 0,
@@ -196,7 +196,7 @@ impl Running {
             stderr::ERROR => self.go_on(Server::Error, ERROR_BEFORE_1_26),
             stderr::LAST => match self.operation.reply(version) {
                 Reply::Items(items) => self.go_on(Server::Reply, items),
-                Reply::Nar => self.server = Server::Nar(Box::new(NarWalk::new())),
+                Reply::Nar => self.server = Server::Nar(Box::default()),
             },
             // `READ` among them: the client would answer outside of its request.
             _ => return Err(Unexpected),

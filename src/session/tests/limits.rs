@@ -51,9 +51,9 @@ async fn say(rig: &mut Rig, guest: &mut UnixStream, frame: &[u8]) {
 /// The failure that the manager is told.
 async fn result(session: &mut NewSession) -> String {
     loop {
-        match session.reports.recv().await.expect("a build ended") {
-            SessionReport::BuildEnded(BuildEnded { failure, .. }) => return failure.unwrap(),
-            _ => {}
+        let report = session.reports.recv().await.expect("a build ended");
+        if let SessionReport::BuildEnded(BuildEnded { failure, .. }) = report {
+            return failure.unwrap();
         }
     }
 }
