@@ -145,6 +145,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             vm: None,
             fetch_only: false,
             has_hop: false,
+            is_over: false,
             returns: 0,
             activity: String::new(),
             inputs: None,
@@ -317,7 +318,9 @@ impl<B: VmBackend> ManagedSystem<B> {
                 let (vm, log) = (vm.name.clone(), vm.console_log.clone());
                 let why = format!("{vm} ended: {cause}");
                 self.builds.session_ended(session_id, &why);
-                self.tell_closed(session_id);
+                if !session.is_over {
+                    self.tell_closed(session_id);
+                }
                 session.tell(SessionUpdate::VmGone {
                     vm,
                     cause: cause.clone(),
@@ -351,6 +354,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             }
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");
+                session.is_over = true;
                 self.builds.session_ended(id, "the client left");
                 self.events
                     .tell(|| Happening::SessionClosed { session: id.0 });

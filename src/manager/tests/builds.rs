@@ -145,6 +145,8 @@ async fn a_build_is_told_of_as_it_happens() {
     }
     let expected = "session-opened vm-started vm-ready build-began progress build-ended session-closed vm-ended";
     assert_eq!(told.join(" "), expected);
+    fixture.shutdown.now.cancel();
+    assert_eq!(events.next().await, None, "told once");
 }
 
 #[tokio::test(start_paused = true)]
