@@ -211,20 +211,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                     vm.stage = stage;
                 }
             }
-            VmNews::Ready(pid) => {
-                if let Some(vm) = self.vms.get_mut(&id) {
-                    let boot = now.saturating_duration_since(vm.started).as_millis();
-                    info!(vm = vm.name, boot_ms = boot, "VM ready");
-                    self.events.tell(|| Happening::VmReady {
-                        vm: vm.name.clone(),
-                        boot_ms: u64::try_from(boot).unwrap_or(u64::MAX),
-                    });
-                    vm.ready = Some(now);
-                    vm.pid = pid;
-                    vm.stage.clear();
-                }
-                self.handle(now, Event::VmReady(id));
-            }
+            VmNews::Ready(pid) => self.vm_ready(now, id, pid),
             VmNews::Paused => self.set_paused(id, true),
             VmNews::Resumed => self.set_paused(id, false),
             VmNews::PauseFailed(error) => {
@@ -281,6 +268,21 @@ impl<B: VmBackend> ManagedSystem<B> {
             }
             VmNews::Ended(exit) => self.vm_ended(now, id, exit),
         }
+    }
+
+    fn vm_ready(&mut self, now: Instant, id: VmId, pid: Option<u32>) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            let boot = now.saturating_duration_since(vm.started).as_millis();
+            info!(vm = vm.name, boot_ms = boot, "VM ready");
+            self.events.tell(|| Happening::VmReady {
+                vm: vm.name.clone(),
+                boot_ms: u64::try_from(boot).unwrap_or(u64::MAX),
+            });
+            vm.ready = Some(now);
+            vm.pid = pid;
+            vm.stage.clear();
+        }
+        self.handle(now, Event::VmReady(id));
     }
 
     fn set_paused(&mut self, id: VmId, is_paused: bool) {
