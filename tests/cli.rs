@@ -306,11 +306,11 @@ fn a_log_that_is_not_there_is_named() {
     let installation = Installation::new("");
     assert_snapshot!(all(&installation.run(&["logs", "riscv64-7"])), @r"
     exit code: 1
-    error: there is no log of `riscv64-7`: no VM has been started yet
+    error: there is no log of `riscv64-7`: nothing has been started yet; no manager is running
     ");
     assert_snapshot!(all(&installation.run(&["logs", "../keys/host"])), @r"
     exit code: 1
-    error: there is no log of `../keys/host`: no VM has been started yet
+    error: there is no log of `../keys/host`: nothing has been started yet; no manager is running
     ");
 }
 

@@ -1,7 +1,9 @@
 //! The command line: what can be said, and which command takes it.
 
+mod builds;
 mod connect;
 mod down;
+mod events;
 mod image;
 mod install;
 mod logs;
@@ -12,6 +14,7 @@ mod serve;
 mod start;
 mod status;
 mod up;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,11 +107,13 @@ enum Command {
     Up(up::UpArgs),
     /// Stop a system's VMs, or everything
     Down(down::DownArgs),
-    /// Show pools, VMs and sessions
+    /// Show pools, VMs, sessions and builds
     Status(status::StatusArgs),
     /// Print what Nix and ssh have to know of the build machines, or put it into their configuration
     Machines(machines::MachinesArgs),
-    /// Show the console of a VM, or what the manager in the background says
+    /// Show what happens as it happens: sessions, builds, VMs
+    Events(events::EventsArgs),
+    /// Show the last lines of a build, the console of a VM, or what the manager in the background says
     Logs(logs::LogsArgs),
     /// Make, list and check guest images
     #[command(subcommand)]
@@ -213,6 +218,7 @@ impl Cli {
             Command::Up(args) => up::run(&context, &args).await,
             Command::Down(args) => down::run(&context, &args).await,
             Command::Status(args) => status::run(&context, &args).await,
+            Command::Events(args) => events::run(&context, &args).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Image(command) => image::run(&context, &command).await,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::Context;
+use super::{Context, builds, watch};
 use crate::control::Info;
 use crate::manager::status::{InputsView, InputsWay, SessionView, Status, SystemStatus, VmView};
 use crate::output::table::{age, render, tenths};
@@ -16,22 +16,36 @@ pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Show it again whenever something changes, until the manager ends
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
 }
 
 pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
     let (client, info) = context.connect().await?;
+    if args.watch {
+        return watch::run(context, &client, &info).await;
+    }
     let status = client.status().await?;
     if args.json {
-        context
-            .printer
-            .json(&serde_json::json!({ "manager": info, "systems": status.systems }))
+        let Status { systems, builds } = status;
+        let all = serde_json::json!({ "manager": info, "systems": systems, "builds": builds });
+        context.printer.json(&all)
     } else {
-        context.printer.data(&text(&info, &status));
+        context.printer.data(&text(&info, &status, now()));
         Ok(())
     }
 }
 
-fn text(info: &Info, status: &Status) -> String {
+/// Seconds since the epoch.
+pub(super) fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// The status for people; `now` is in seconds since the epoch.
+pub(super) fn text(info: &Info, status: &Status, now: u64) -> String {
     let head = format!(
         "manager {} (pid {}), gateway on {}",
         info.version, info.pid, info.gateway
@@ -72,6 +86,9 @@ fn text(info: &Info, status: &Status) -> String {
             ["SESSION", "SLOT", "VM", "AGE", "INPUTS", "DOES"],
             &sessions,
         ));
+    }
+    if !status.builds.is_empty() {
+        parts.push(render(builds::HEAD, &builds::rows(&status.builds, now)));
     }
     parts.join("\n\n")
 }
@@ -189,151 +206,4 @@ fn inputs(InputsView { asked, shared }: InputsView) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nix::System;
-    use crate::pool::budget::Shortage;
-    use crate::pool::policy::Reuse;
-
-    fn pool() -> SystemStatus {
-        SystemStatus {
-            system: System::Riscv64Linux,
-            mode: Mode::Open,
-            max_vms: 1,
-            up_limit: 1,
-            kept: 0,
-            reuse: Reuse::Never,
-            share: Share::Host,
-            warm: 0,
-            inputs: InputsWay::Shared,
-            vms: Vec::new(),
-            sessions: Vec::new(),
-            start_failures: 0,
-            start_failure: None,
-            retry_in_s: None,
-            shortage: None,
-        }
-    }
-
-    #[test]
-    fn status_says_why_inputs_are_copied() {
-        let because = "there is no /nix/store".to_owned();
-        let system = SystemStatus {
-            inputs: InputsWay::Copied { because },
-            ..pool()
-        };
-        assert_eq!(
-            copying(&system).unwrap(),
-            "riscv64-linux: inputs: copied, because there is no /nix/store"
-        );
-        assert_eq!(pool_row(&system)[7], "copied");
-        let system = SystemStatus {
-            share: Share::None,
-            ..system
-        };
-        assert_eq!(copying(&system), None);
-        let of = |shared| inputs(InputsView { asked: 3, shared });
-        assert_eq!([0, 2, 3].map(of), ["copied", "2 of 3 shared", "shared"]);
-    }
-
-    #[test]
-    fn status_says_why_starts_fail() {
-        let system = SystemStatus {
-            start_failures: 2,
-            start_failure: Some("no agent".to_owned()),
-            retry_in_s: Some(15),
-            ..pool()
-        };
-        let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
-        assert_eq!(failure(&system).unwrap(), expected);
-        assert_eq!(pool_row(&system)[1], "failing");
-    }
-
-    #[test]
-    fn status_shows_pools_vms_and_sessions() {
-        let info = Info {
-            version: "0.1.0".to_owned(),
-            pid: 42,
-            gateway: "127.0.0.1:31022".parse().unwrap(),
-        };
-        let vm = VmView {
-            name: "riscv64-1".to_owned(),
-            share: Share::Host,
-            state: VmStage::Ready,
-            stage: String::new(),
-            age_s: 95,
-            boot_ms: Some(4321),
-            idle_s: None,
-            sessions: 1,
-            paused: false,
-            pid: Some(77),
-            memory_mib: Some(118),
-            console_log: "/state/logs/riscv64-1.log".into(),
-        };
-        let session = |id, vm: Option<&str>, activity: &str| SessionView {
-            id,
-            slot: format!("riscv64-0{id}"),
-            client: "127.0.0.1:5".to_owned(),
-            vm: vm.map(str::to_owned),
-            activity: activity.to_owned(),
-            inputs: vm.map(|_| InputsView {
-                asked: 3,
-                shared: 2,
-            }),
-            age_s: 30,
-        };
-        let system = SystemStatus {
-            sessions: vec![
-                session(1, Some("riscv64-1"), "building hello.drv"),
-                session(
-                    2,
-                    None,
-                    "waiting for riscv64-3, which has what is to be fetched",
-                ),
-            ],
-            ..pool()
-        };
-        let idle = VmView {
-            name: "riscv64-2".to_owned(),
-            idle_s: Some(61),
-            sessions: 0,
-            paused: true,
-            memory_mib: None,
-            ..vm.clone()
-        };
-        let leased = VmView {
-            name: "riscv64-3".to_owned(),
-            state: VmStage::Leased,
-            idle_s: Some(2),
-            ..idle.clone()
-        };
-        let system = SystemStatus {
-            max_vms: 4,
-            kept: 2,
-            warm: 1,
-            vms: vec![vm, idle, leased],
-            shortage: Some(Shortage {
-                available_mib: 812,
-                needed_mib: 1536,
-            }),
-            ..system
-        };
-        insta::assert_snapshot!(text(&info, &Status { systems: vec![system] }), @r"
-        manager 0.1.0 (pid 42), gateway on 127.0.0.1:31022
-
-        SYSTEM         STATE  VMS     KEPT        BUSY  WAITING  REUSE  INPUTS
-        riscv64-linux  open   3 of 4  2 + 1 warm  1     1        never  shared
-
-        riscv64-linux: not enough memory for another VM: 812 MiB available, 1536 MiB needed
-
-        VM         STATE           AGE    BOOT  MEMORY   DOES
-        riscv64-1  ready           1m35s  4.3s  118 MiB  1 session
-        riscv64-2  ready, paused   1m35s  4.3s  -        idle for 1m01s
-        riscv64-3  leased, paused  1m35s  4.3s  -        waits for its outputs to be fetched
-
-        SESSION  SLOT        VM         AGE  INPUTS         DOES
-        1        riscv64-01  riscv64-1  30s  2 of 3 shared  building hello.drv
-        2        riscv64-02  -          30s  -              waiting for riscv64-3, which has what is to be fetched
-        ");
-    }
-}
+mod tests;

@@ -86,7 +86,13 @@ fn the_usual_forms_file_has_the_plain_name() {
 fn nix_is_told_of_what_up_asks_for_and_not_of_what_goes_down() {
     let (_dir, paths, config) = installation("[systems.aarch64-linux]\nbuild-machines = 3\n");
     let told_at = |status: Vec<SystemStatus>| {
-        let counts = counts(&config, &Status { systems: status });
+        let counts = counts(
+            &config,
+            &Status {
+                systems: status,
+                builds: Vec::new(),
+            },
+        );
         (counts[&System::Riscv64Linux], counts[&System::Aarch64Linux])
     };
     let (riscv64, aarch64) = (System::Riscv64Linux, System::Aarch64Linux);
@@ -113,6 +119,7 @@ async fn the_machines_follow_the_pools_to_the_end() {
     let raised = pool(System::Riscv64Linux, Mode::Open, 8);
     changes.send_replace(Status {
         systems: vec![raised],
+        builds: Vec::new(),
     });
     let deadline = tokio::time::timeout(std::time::Duration::from_secs(60), async {
         while told(&paths, Form::default()) != Some((16, 4)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::raw::{HumanDuration, RawPool};
 use super::vm::VmProfile;
 use super::{ConfigError, Host, MOST_BUILD_MACHINES, SystemConfig};
-use crate::pool::policy::{Policy, Reuse, UP_LIMIT};
+use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT};
 
 type Number = toml::Spanned<u32>;
 
@@ -96,6 +96,10 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             lease: or(raw.lease, defaults.lease),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
             memory_floor_mib: floor.map_or(defaults.memory_floor_mib, u64::from),
+            build_limits: BuildLimits {
+                timeout: raw.timeout.map(|time| time.0),
+                max_silent_time: raw.max_silent_time.map(|time| time.0),
+            },
             idle_timeout: or(raw.idle_timeout, defaults.idle_timeout),
             boot_timeout: or(raw.boot_timeout, defaults.boot_timeout),
             ..defaults

@@ -87,6 +87,8 @@ pub(super) struct RawPool {
     pub(super) memory_estimate_mib: Option<toml::Spanned<u32>>,
     pub(super) memory_floor_mib: Option<toml::Spanned<u32>>,
     pub(super) lease: Option<HumanDuration>,
+    pub(super) timeout: Option<HumanDuration>,
+    pub(super) max_silent_time: Option<HumanDuration>,
     pub(super) idle_timeout: Option<HumanDuration>,
     pub(super) boot_timeout: Option<HumanDuration>,
     pub(super) stop_grace: Option<HumanDuration>,
@@ -117,6 +119,8 @@ impl RawPool {
                 .memory_floor_mib
                 .or_else(|| defaults.memory_floor_mib.clone()),
             lease: self.lease.or(defaults.lease),
+            timeout: self.timeout.or(defaults.timeout),
+            max_silent_time: self.max_silent_time.or(defaults.max_silent_time),
             idle_timeout: self.idle_timeout.or(defaults.idle_timeout),
             boot_timeout: self.boot_timeout.or(defaults.boot_timeout),
             stop_grace: self.stop_grace.or(defaults.stop_grace),

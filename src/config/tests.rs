@@ -3,6 +3,7 @@
 mod keys;
 
 use super::*;
+use crate::pool::policy::BuildLimits;
 use crate::pool::policy::Reuse;
 
 const HOST: Host = Host {
@@ -194,6 +195,26 @@ fn what_a_vm_may_be_used_for_and_what_it_takes_can_be_configured() {
         ),
         (300, 0)
     );
+}
+
+#[test]
+fn builds_have_no_limits_unless_some_are_configured() {
+    let limits = |text: &str| {
+        let config = parse(text).unwrap();
+        System::ALL.map(|system| config.systems[&system].policy.build_limits)
+    };
+    assert_eq!(limits(""), [BuildLimits::default(); 2]);
+    let both = "[pool]\nmax-silent-time = \"10m\"\n[systems.riscv64-linux]\ntimeout = \"2h\"\n";
+    let aarch64 = BuildLimits {
+        timeout: None,
+        max_silent_time: Some(Duration::from_secs(600)),
+    };
+    let riscv64 = BuildLimits {
+        timeout: Some(Duration::from_secs(7200)),
+        ..aarch64
+    };
+    assert_eq!(limits(both), [riscv64, aarch64]);
+    assert!(parse("[pool]\ntimeout = \"0s\"\n").is_err());
 }
 
 #[test]

@@ -180,6 +180,7 @@ async fn take(
             vm: name,
             greeted,
             fetch_only,
+            limits,
         } => {
             let (arrived, on_their_way) = InputsOnTheirWay::channel();
             *inputs = Some(arrived);
@@ -191,6 +192,7 @@ async fn take(
                         hop,
                         fetch_only,
                         inputs: on_their_way,
+                        limits,
                     })
                 }
                 Err(error) => SessionUpdate::Rejected(format!("{name} cannot be reached: {error}")),

@@ -15,7 +15,8 @@ use tracing::{debug, info, warn};
 
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
 use crate::manager::ticket::{
-    Grant, InputsOnTheirWay, SessionDesk, SessionRequest, SessionTicket, SessionUpdate, Share,
+    Grant, InputsOnTheirWay, SessionDesk, SessionReport, SessionRequest, SessionTicket,
+    SessionUpdate, Share,
 };
 use crate::nix::System;
 use crate::vm::{DetachedPort, Hop};
@@ -170,7 +171,7 @@ impl Session {
                     None => return Ok(()),
                 },
                 message = reader.next() => match message? {
-                    Some(ToManager::Report(report)) => self.ticket.report(report),
+                    Some(ToManager::Report(report)) => self.report(report).await,
                     Some(ToManager::Ended { unfetched }) => {
                         self.ticket.set_unfetched(unfetched);
                         return Ok(());
@@ -185,6 +186,16 @@ impl Session {
                 }
                 () = arrived(&mut self.inputs) => self.writer.send(&ToHelper::InputsArrived).await?,
             }
+        }
+    }
+
+    /// Passes a report on. None is lost: the helper waits.
+    async fn report(&self, report: SessionReport) {
+        let reports = self.ticket.reports();
+        let mut waiting = Some(report);
+        while let Some(Err(report)) = waiting.take().map(|report| reports.send(report)) {
+            reports.room().await;
+            waiting = Some(report);
         }
     }
 
@@ -204,6 +215,7 @@ impl Session {
             mut hop,
             fetch_only,
             inputs,
+            limits,
         } = grant;
         let detached = match hop.detach().await {
             Ok(detached) => detached,
@@ -216,6 +228,7 @@ impl Session {
             vm,
             greeted: std::mem::take(&mut hop.greeted),
             fetch_only,
+            limits,
         };
         self.inputs = Some(inputs);
         let Some(DetachedPort { stream, hold }) = detached else {

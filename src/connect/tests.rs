@@ -12,8 +12,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::helper::Connection;
 use super::server::{self, Allowed};
 use crate::manager::ticket::{
-    First, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionReport, SessionRequest,
-    SessionUpdate, Share,
+    BuildLimits, First, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionReport,
+    SessionRequest, SessionUpdate, Share,
 };
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
@@ -144,6 +144,7 @@ async fn grant(session: &NewSession) -> UnixStream {
         hop: Hop::new(stream),
         fetch_only: false,
         inputs,
+        limits: BuildLimits::default(),
     };
     let updates = &session.updates;
     updates.send(SessionUpdate::Granted(grant)).await.unwrap();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::manager::ticket::{First, SessionReport};
+use crate::manager::ticket::{BuildLimits, First, SessionReport};
 
 /// The longest line, in bytes: the inputs of a build, a hundred thousand paths at the most.
 const LONGEST_LINE: usize = 64 << 20;
@@ -58,6 +58,8 @@ pub(super) enum ToHelper {
         greeted: Vec<u8>,
         /// See [`Grant::fetch_only`](crate::manager::ticket::Grant).
         fetch_only: bool,
+        /// How long its builds may take.
+        limits: BuildLimits,
     },
     /// The guest has the inputs that it need not be sent, or will not have them.
     InputsArrived,

@@ -1,6 +1,7 @@
 //! The commands' end of the control API.
 
 use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{Info, TakeDown, Up};
+use crate::manager::events::PoolEvent;
 use crate::manager::status::Status;
 
 /// How long a manager may take to say who it is. It answers in milliseconds unless it is stopped or hangs.
@@ -88,14 +90,21 @@ impl Client {
     }
 
     /// The status at each change from now on.
-    pub async fn watch(&self) -> Result<Changes, ControlError> {
-        let body = self
-            .send(Method::GET, "/v1/watch", Bytes::new())
-            .await?
-            .into_body();
-        Ok(Changes {
-            body,
+    pub async fn watch(&self) -> Result<Lines<Status>, ControlError> {
+        self.lines("/v1/watch").await
+    }
+
+    /// What happens from now on.
+    pub async fn events(&self) -> Result<Lines<PoolEvent>, ControlError> {
+        self.lines("/v1/events").await
+    }
+
+    async fn lines<T>(&self, path: &str) -> Result<Lines<T>, ControlError> {
+        let answer = self.send(Method::GET, path, Bytes::new()).await?;
+        Ok(Lines {
+            body: answer.into_body(),
             buffer: Vec::new(),
+            of: PhantomData,
         })
     }
 
@@ -170,16 +179,17 @@ impl Client {
     }
 }
 
-/// A stream of changes.
+/// A stream of JSON, one a line.
 #[derive(Debug)]
-pub struct Changes {
+pub struct Lines<T> {
     body: Incoming,
     buffer: Vec<u8>,
+    of: PhantomData<T>,
 }
 
-impl Changes {
-    /// The status at the next change; `None` when the manager has ended.
-    pub async fn next(&mut self) -> Result<Option<Status>, ControlError> {
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next one; `None` when the manager has ended. Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<T>, ControlError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();

@@ -5,6 +5,7 @@
 //! | `GET /v1/info` | [`Info`] |
 //! | `GET /v1/status` | [`Status`](crate::manager::status::Status) of this moment |
 //! | `GET /v1/watch` | the status at each change, one JSON object a line, until the caller goes |
+//! | `GET /v1/events` | a [`PoolEvent`](crate::manager::events::PoolEvent) a line from now on, until the caller goes |
 //! | `POST /v1/up` with [`Up`] | when the wish is noted |
 //! | `POST /v1/down` with [`TakeDown`] | when the last VM is gone |
 

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ pub async fn serve(
         )
         .route("/v1/status", get(status))
         .route("/v1/watch", get(watch))
+        .route("/v1/events", get(events))
         .route("/v1/up", post(up))
         .route("/v1/down", post(down))
         .with_state(api);
@@ -75,11 +77,27 @@ async fn watch(State(api): State<Arc<Api>>) -> Body {
             // Ends with the manager.
             changes.changed().await.ok()?;
         }
-        let mut line = serde_json::to_vec(&*changes.borrow_and_update()).ok()?;
-        line.push(b'\n');
+        let line = line(&*changes.borrow_and_update())?;
         Some((Ok::<_, Infallible>(Bytes::from(line)), (changes, false)))
     });
     Body::from_stream(lines)
+}
+
+async fn events(State(api): State<Arc<Api>>) -> Result<Body, Failure> {
+    let events = api.manager.events().map_err(gone)?;
+    let lines = futures::stream::unfold(events, async |mut events| {
+        // Ends with the manager. While the caller does not read, nothing is taken; what it misses that way it is told.
+        let event = events.next().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(line(&*event)?)), events))
+    });
+    Ok(Body::from_stream(lines))
+}
+
+/// JSON on one line.
+fn line(value: &impl Serialize) -> Option<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).ok()?;
+    line.push(b'\n');
+    Some(line)
 }
 
 async fn up(State(api): State<Arc<Api>>, Json(up): Json<Up>) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::events::{EventSource, EventStream};
 use super::status::Status;
 use super::ticket::{ManagerGone, SessionDesk};
 use crate::nix::System;
@@ -41,6 +42,7 @@ pub struct ManagerHandle {
     desk: SessionDesk,
     commands: mpsc::Sender<Command>,
     changes: watch::Receiver<Status>,
+    events: EventSource,
 }
 
 impl ManagerHandle {
@@ -48,11 +50,13 @@ impl ManagerHandle {
         desk: SessionDesk,
         commands: mpsc::Sender<Command>,
         changes: watch::Receiver<Status>,
+        events: EventSource,
     ) -> Self {
         Self {
             desk,
             commands,
             changes,
+            events,
         }
     }
 
@@ -89,6 +93,11 @@ impl ManagerHandle {
     /// The status at its last change, and at each further one.
     pub fn changes(&self) -> watch::Receiver<Status> {
         self.changes.clone()
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Result<EventStream, ManagerGone> {
+        self.events.subscribe().ok_or(ManagerGone)
     }
 
     async fn ask<T>(

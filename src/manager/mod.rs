@@ -3,6 +3,9 @@
 //! Everything that changes a pool happens here, one event after the other. Callers hold a [`ManagerHandle`]; VMs have a
 //! supervisor task each; sessions have a ticket.
 
+mod boot;
+mod builds;
+pub mod events;
 mod handle;
 mod look_up;
 pub mod memory;
@@ -27,6 +30,8 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use builds::{BuildIds, Builds};
+use events::Events;
 use handle::Command;
 pub use handle::{Downed, ManagerHandle};
 use memory::HostMemory;
@@ -116,16 +121,18 @@ impl<B: VmBackend> Manager<B> {
         // and sessions, of which there is a bounded number, and each says a few things per session.
         let (to_news, news) = mpsc::unbounded_channel();
         let (changes, watching) = watch::channel(Status::default());
+        let (events, builds) = (Events::new(), BuildIds::default());
+        let source = events.source();
         let systems = policies
             .into_iter()
             .map(|(system, policy)| {
-                (
-                    system,
-                    ManagedSystem::new(system, policy, factory.clone(), to_news.clone()),
-                )
+                let builds = Builds::new(system, builds.clone(), events.clone());
+                let (factory, news) = (factory.clone(), to_news.clone());
+                let managed = ManagedSystem::new(system, policy, factory, news, builds);
+                (system, managed)
             })
             .collect();
-        let handle = ManagerHandle::new(desk, to_manager, watching);
+        let handle = ManagerHandle::new(desk, to_manager, watching, source);
         let manager = Self {
             systems,
             new_sessions,
@@ -232,7 +239,7 @@ impl<B: VmBackend> Manager<B> {
                 self.downs.push((systems, reply));
             }
             Command::Status { reply } => {
-                let _ = reply.send(self.status());
+                let _ = reply.send(self.status_with_builds());
             }
         }
     }
@@ -296,8 +303,17 @@ impl<B: VmBackend> Manager<B> {
         }
     }
 
+    fn status_with_builds(&self) -> Status {
+        let builds = self.systems.values().map(ManagedSystem::builds);
+        Status {
+            builds: builds.flatten().collect(),
+            ..self.status()
+        }
+    }
+
     fn status(&self) -> Status {
         Status {
+            builds: Vec::new(),
             systems: self
                 .systems
                 .values()

@@ -38,8 +38,10 @@ pub struct BuildBegan {
 pub struct BuildProgress {
     /// The phase that it last said it was in: `buildPhase`.
     pub phase: Option<String>,
-    /// Its last log lines, oldest first; few, and each cut to a length that a terminal shows.
+    /// Its last log lines, oldest first; few, and each cut to a length that a terminal shows. As the build wrote them.
     pub last_lines: Vec<String>,
+    /// Log lines that it has written so far, those included that are not among the last.
+    pub n_lines: u64,
     /// Bytes from the client to the VM in the session so far.
     pub bytes_in: u64,
     /// Bytes from the VM to the client in the session so far.
@@ -47,7 +49,7 @@ pub struct BuildProgress {
 }
 
 /// How a build ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BuildEnded {
     /// Why it failed; `None` where it did not.

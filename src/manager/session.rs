@@ -26,6 +26,8 @@ pub(super) struct ManagedSession {
     pub(super) fetch_only: bool,
     /// Whether it was given a way into the VM: then something may have been done there.
     pub(super) has_hop: bool,
+    /// Whether its front end has let go of it: then only the VM's slot is still to be freed.
+    pub(super) is_over: bool,
     /// How often its VM ended before that.
     pub(super) returns: u32,
     pub(super) activity: String,

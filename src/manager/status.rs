@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::report::BuildProgress;
 use crate::nix::System;
+use crate::nix::store_path::StorePath;
 use crate::pool::Mode;
 use crate::pool::budget::Shortage;
 use crate::pool::policy::{Reuse, Share};
@@ -16,6 +18,66 @@ use crate::pool::status::VmStage;
 pub struct Status {
     /// Each system's pool.
     pub systems: Vec<SystemStatus>,
+    /// Builds that run and the last that ended, in the order of their begins. Told when the status is asked for, and not
+    /// with its changes.
+    #[serde(default)]
+    pub builds: Vec<BuildView>,
+}
+
+/// One build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BuildView {
+    /// Its number.
+    pub id: u64,
+    /// The session that it is, or was, a part of.
+    pub session: u64,
+    /// The system that it is for.
+    pub system: System,
+    /// The VM that it runs on.
+    pub vm: String,
+    /// The slot that the session came in by.
+    pub slot: String,
+    /// Whose session it is.
+    pub client: String,
+    /// The derivation, as the client named it.
+    pub derivation: String,
+    /// Its outputs, of those whose paths are known before the build.
+    pub outputs: Vec<StorePath>,
+    /// How far it has come.
+    #[serde(flatten)]
+    pub progress: BuildProgress,
+    /// When it began, in seconds since the epoch.
+    pub began: u64,
+    /// When it ended.
+    pub ended: Option<u64>,
+    /// How it ended.
+    pub outcome: Option<BuildOutcome>,
+    /// The processor time that it took, where the guest's Nix has told.
+    pub cpu: Option<CpuTime>,
+}
+
+/// How a build ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum BuildOutcome {
+    /// It worked.
+    Built,
+    /// It did not.
+    Failed {
+        /// Why.
+        because: String,
+    },
+}
+
+/// Processor time of a build in the guest, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CpuTime {
+    /// In user mode.
+    pub user_ms: u64,
+    /// In the kernel.
+    pub system_ms: u64,
 }
 
 /// One system's pool.

@@ -7,14 +7,16 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::builds::Builds;
+use super::events::{Events, Happening};
 use super::session::{ManagedSession, watch_session};
-use super::supervisor::{VmCommand, VmNews, supervise};
+use super::status::BuildView;
+use super::supervisor::{VmCommand, VmNews};
 use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
 use super::{News, SessionNews, VmFactory, waiting};
 use crate::nix::System;
-use crate::pool::budget::Shortage;
 use crate::pool::claim::Outputs;
-use crate::pool::policy::{Policy, Share};
+use crate::pool::policy::{BuildLimits, Policy, Share};
 use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
@@ -24,12 +26,15 @@ pub(super) struct ManagedSystem<B> {
     pub(super) pool: Pool,
     slots_per_vm: usize,
     pub(super) share: Share,
-    factory: VmFactory<B>,
-    news: mpsc::UnboundedSender<News>,
+    limits: BuildLimits,
+    pub(super) factory: VmFactory<B>,
+    pub(super) news: mpsc::UnboundedSender<News>,
+    pub(super) builds: Builds,
+    pub(super) events: Events,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
     /// Whether memory held a VM back when it was last looked at.
-    is_short: bool,
+    pub(super) is_short: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -41,7 +46,7 @@ pub(super) struct ManagedVm {
     pub(super) ready: Option<Instant>,
     pub(super) is_paused: bool,
     pub(super) pid: Option<u32>,
-    commands: mpsc::UnboundedSender<VmCommand>,
+    pub(super) commands: mpsc::UnboundedSender<VmCommand>,
 }
 
 impl<B: VmBackend> ManagedSystem<B> {
@@ -50,17 +55,21 @@ impl<B: VmBackend> ManagedSystem<B> {
         policy: Policy,
         factory: VmFactory<B>,
         news: mpsc::UnboundedSender<News>,
+        builds: Builds,
     ) -> Self {
         let slots_per_vm = policy.slots_per_vm.get() as usize;
-        let share = policy.share;
+        let (share, limits) = (policy.share, policy.build_limits);
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
             pool: Pool::new(policy),
             slots_per_vm,
             share,
+            limits,
             factory,
             news,
+            events: builds.events().clone(),
+            builds,
             vms,
             sessions,
             is_short: false,
@@ -74,6 +83,16 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.pool.deadline()
+    }
+
+    /// The builds that run and the last that ended.
+    pub(super) fn builds(&self) -> Vec<BuildView> {
+        self.builds.views()
+    }
+
+    fn tell_closed(&self, id: SessionId) {
+        self.events
+            .tell(|| Happening::SessionClosed { session: id.0 });
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -113,6 +132,12 @@ impl<B: VmBackend> ManagedSystem<B> {
             reports,
             self.news.clone(),
         ));
+        self.events.tell(|| Happening::SessionOpened {
+            session: id.0,
+            system: self.system,
+            slot: request.slot.clone(),
+            client: request.client.clone(),
+        });
         let session = ManagedSession {
             request,
             updates,
@@ -122,6 +147,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             vm: None,
             fetch_only: false,
             has_hop: false,
+            is_over: false,
             returns: 0,
             activity: String::new(),
             inputs: None,
@@ -152,47 +178,6 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
-    fn boot(&mut self, now: Instant, id: VmId, share: Share) {
-        let name = self.vm_name(id);
-        info!(
-            vm = name,
-            share = share.as_str(),
-            demand = self.pool.status(now).demand,
-            live = self.vms.len() + 1,
-            "starting a VM"
-        );
-        let (commands, receiver) = mpsc::unbounded_channel();
-        let (news, system) = (self.news.clone(), self.system);
-        let tell = move |told| {
-            // The manager outlives its VMs; without it there is nobody to tell.
-            let _ = news.send(News::Vm(system, id, told));
-        };
-        let (spec, spec_name) = (self.factory.spec.clone(), name.clone());
-        let make_spec = Box::new(move || spec(system, &spec_name, share));
-        tokio::spawn(supervise(
-            self.factory.backend.clone(),
-            make_spec,
-            receiver,
-            tell,
-        ));
-        let console_log = (self.factory.console_log)(&name);
-        let stage = "checking the image".to_owned();
-        self.vms.insert(
-            id,
-            ManagedVm {
-                name,
-                share,
-                stage,
-                console_log,
-                started: now,
-                ready: None,
-                is_paused: false,
-                pid: None,
-                commands,
-            },
-        );
-    }
-
     pub(super) fn vm_name(&self, id: VmId) -> String {
         format!("{}-{}", self.system.cpu(), id.0)
     }
@@ -209,6 +194,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             return;
         };
         warn!(session = id.0, %reason, "session rejected");
+        self.tell_closed(id);
         let cpu = self.system.cpu();
         let text = match reason {
             Rejection::Down => format!(
@@ -227,16 +213,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                     vm.stage = stage;
                 }
             }
-            VmNews::Ready(pid) => {
-                if let Some(vm) = self.vms.get_mut(&id) {
-                    let boot = now.saturating_duration_since(vm.started);
-                    info!(vm = vm.name, boot_ms = boot.as_millis(), "VM ready");
-                    vm.ready = Some(now);
-                    vm.pid = pid;
-                    vm.stage.clear();
-                }
-                self.handle(now, Event::VmReady(id));
-            }
+            VmNews::Ready(pid) => self.vm_ready(now, id, pid),
             VmNews::Paused => self.set_paused(id, true),
             VmNews::Resumed => self.set_paused(id, false),
             VmNews::PauseFailed(error) => {
@@ -260,6 +237,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                         inputs: inputs
                             .map(|(look_up, taker)| look_up.hand_over(taker))
                             .unwrap_or_default(),
+                        limits: self.limits,
                     }));
                 }
             }
@@ -294,6 +272,21 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
+    fn vm_ready(&mut self, now: Instant, id: VmId, pid: Option<u32>) {
+        if let Some(vm) = self.vms.get_mut(&id) {
+            let boot = now.saturating_duration_since(vm.started).as_millis();
+            info!(vm = vm.name, boot_ms = boot, "VM ready");
+            self.events.tell(|| Happening::VmReady {
+                vm: vm.name.clone(),
+                boot_ms: u64::try_from(boot).unwrap_or(u64::MAX),
+            });
+            vm.ready = Some(now);
+            vm.pid = pid;
+            vm.stage.clear();
+        }
+        self.handle(now, Event::VmReady(id));
+    }
+
     fn set_paused(&mut self, id: VmId, is_paused: bool) {
         if let Some(vm) = self.vms.get_mut(&id) {
             debug!(vm = vm.name, is_paused, "VM");
@@ -313,6 +306,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             Exit::Stopped => info!(vm = vm.name, "VM stopped"),
             Exit::Failed { .. } => warn!(vm = vm.name, cause, "VM ended by itself"),
         }
+        self.events.tell(|| Happening::VmEnded {
+            vm: vm.name.clone(),
+            because: cause.clone(),
+        });
         let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.sessions)
             .into_iter()
             .partition(|(_, session)| session.vm == Some(id));
@@ -323,6 +320,11 @@ impl<B: VmBackend> ManagedSystem<B> {
                 self.return_session(now, session_id, session);
             } else {
                 let (vm, log) = (vm.name.clone(), vm.console_log.clone());
+                let why = format!("{vm} ended: {cause}");
+                self.builds.session_ended(session_id, &why);
+                if !session.is_over {
+                    self.tell_closed(session_id);
+                }
                 session.tell(SessionUpdate::VmGone {
                     vm,
                     cause: cause.clone(),
@@ -342,16 +344,24 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     pub(super) fn session_news(&mut self, now: Instant, id: SessionId, news: SessionNews) {
+        let name = |vm| self.vm_name(vm);
+        let vm = self.sessions.get(&id).and_then(|session| session.vm);
+        let vm_name = vm.map(name).unwrap_or_default();
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
         match news {
             SessionNews::Report(report) => {
                 debug!(session = id.0, ?report, "session");
+                self.builds.note(id, session, &vm_name, &report);
                 session.note(report);
             }
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");
+                session.is_over = true;
+                self.builds.session_ended(id, "the client left");
+                self.events
+                    .tell(|| Happening::SessionClosed { session: id.0 });
                 if let Some(vm) = session.vm {
                     "ending".clone_into(&mut session.activity);
                     let outputs = session.outputs();
@@ -362,21 +372,6 @@ impl<B: VmBackend> ManagedSystem<B> {
                     self.handle(now, Event::SessionClosed(id, Outputs::Fetched));
                 }
             }
-        }
-    }
-
-    /// Says once when memory begins to hold VMs back, and when it no longer does.
-    fn log_shortage(&mut self, shortage: Option<Shortage>) {
-        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
-        match shortage {
-            Some(shortage) if !was_short => warn!(
-                system = %self.system,
-                available_mib = shortage.available_mib,
-                needed_mib = shortage.needed_mib,
-                "not enough memory for another VM"
-            ),
-            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
-            _ => {}
         }
     }
 

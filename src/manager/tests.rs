@@ -1,5 +1,6 @@
 //! The manager with fake VMs, in stopped time: hours pass in milliseconds.
 
+mod builds;
 mod fake;
 mod memory;
 mod rest;
@@ -18,7 +19,7 @@ use super::ticket::{First, Grant, SessionRequest, SessionTicket, SessionUpdate, 
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
-use crate::pool::policy::{Policy, Reuse};
+use crate::pool::policy::{BuildLimits, Policy, Reuse};
 use crate::pool::status::VmStage;
 use crate::shutdown::Shutdown;
 use crate::vm::Hop;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 pub use super::look_up::LookUp;
@@ -13,7 +14,7 @@ pub use super::report::{BuildBegan, BuildEnded, BuildProgress, SessionReport};
 use crate::nix::System;
 use crate::nix::store_path::StorePath;
 // Part of what a front end says, which knows the desk and nothing behind it.
-pub use crate::pool::policy::Share;
+pub use crate::pool::policy::{BuildLimits, Share};
 use crate::store::{HostStore, Inputs};
 use crate::vm::Hop;
 
@@ -95,6 +96,8 @@ pub struct Grant {
     pub fetch_only: bool,
     /// Inputs of the session that this machine's store has, on their way into the VM.
     pub inputs: InputsOnTheirWay,
+    /// How long its builds may take.
+    pub limits: BuildLimits,
 }
 
 /// Inputs on their way into a VM, from which a guest is told what it need not be sent.
@@ -165,10 +168,29 @@ impl SessionTicket {
         self.updates.recv().await
     }
 
-    /// Tells what is done in the session. Never waits.
-    pub fn report(&self, report: SessionReport) {
-        // Full only while the manager is busy with one event.
-        let _ = self.reports.try_send(report);
+    /// Where to tell what is done in the session.
+    pub fn reports(&self) -> Reports {
+        Reports(self.reports.clone())
+    }
+}
+
+/// Where to tell what is done in a session.
+#[derive(Clone, Debug)]
+pub struct Reports(mpsc::Sender<SessionReport>);
+
+impl Reports {
+    /// Tells it, or gives it back where there is no room for it now. Never waits.
+    pub fn send(&self, report: SessionReport) -> Result<(), SessionReport> {
+        match self.0.try_send(report) {
+            Err(TrySendError::Full(report)) => Err(report),
+            // Without a manager there is nobody to tell.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    /// Returns when there is room. There is none only while the manager is busy with one event.
+    pub async fn room(&self) {
+        let _ = self.0.reserve().await;
     }
 }
 

@@ -62,7 +62,7 @@ impl NarWalk {
                 return Ok(false);
             }
             self.enter()?;
-            self.string = Walk::new(match self.next {
+            self.string.restart(match self.next {
                 Next::Contents | Next::Target | Next::Name => DATA,
                 _ => WORD,
             });

@@ -1,5 +1,5 @@
-//! Watching a session without touching its bytes: which operation runs, what is built and fetched, and whether an error of
-//! our own could be put into the server's stream without breaking it.
+//! Watching a session without touching its bytes: which operation runs, what is built and fetched, what a build logs, and
+//! whether an error of our own could be put into the server's stream without breaking it.
 //!
 //! Knows the operations that a build hook uses: it asks which inputs are there (31), uploads the others (44), builds (36),
 //! and copies the outputs (26, 38); and those of the commands that use a builder as a store: `nix copy`, `nix path-info`, and
@@ -7,27 +7,50 @@
 //! decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
 //! protocols 1.21 to 1.37.
 
+mod log;
 mod operation;
 mod outputs;
+mod result;
+mod running;
 
-use super::nar_walk::NarWalk;
-use super::stderr;
-use super::walk::{Item, Unexpected, Walk};
+use super::store_path::StorePath;
+use super::walk::{Unexpected, Walk};
 use super::wire::Version;
-use operation::{Reply, is_success};
 use outputs::Outputs;
+use result::is_success;
+use running::{Ending, Request, Running, TAG};
 
+pub use log::{BuildLog, MAX_LINE, MAX_LINES};
 pub use operation::Operation;
+pub use result::BuildResult;
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The client began an operation.
     Started(Operation),
-    /// The derivation that is to be built: `/nix/store/…-hello-2.12.drv`.
-    Building(String),
+    /// The client has asked for a build.
+    Building(Building),
+    /// The build ended.
+    Built(BuildResult),
+    /// The client was sent a path in full.
+    Fetched {
+        /// As it asked for it.
+        path: String,
+        /// The size of its NAR, in bytes.
+        size: u64,
+    },
     /// The operation ended, with a reply or with an error from the server.
     Ended(Operation),
+}
+
+/// What is to be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Building {
+    /// The derivation: `/nix/store/…-hello-2.12.drv`.
+    pub derivation: String,
+    /// Its outputs' paths, of those that are known before the build.
+    pub outputs: Vec<StorePath>,
 }
 
 /// Watches both directions of one session, from the first byte after the handshake.
@@ -36,89 +59,26 @@ pub struct Observer {
     version: Version,
     state: State,
     outputs: Outputs,
+    log: BuildLog,
 }
 
 #[derive(Debug)]
 enum State {
     /// Between operations: the next thing is an operation's number from the client.
-    Idle(Walk),
-    Running(Running),
+    Idle(Box<Walk>),
+    Running(Box<Running>),
     /// No longer watching.
     Off,
 }
-
-#[derive(Debug)]
-struct Running {
-    operation: Operation,
-    request: Request,
-    server: Server,
-}
-
-#[derive(Debug)]
-enum Request {
-    /// The client still sends it.
-    Sending(Walk),
-    /// All of it was sent; these are the strings that were wanted of it.
-    Sent(Vec<Vec<u8>>),
-}
-
-/// Where the server's stream is while an operation runs.
-#[derive(Debug)]
-enum Server {
-    /// Exactly between two frames.
-    Boundary,
-    /// In a frame's number.
-    Tag(Walk),
-    /// In a frame after which more come.
-    Frame(Walk),
-    /// In the error that ends the operation.
-    Error(Walk),
-    /// In the reply after `LAST`.
-    Reply(Walk),
-    /// In the reply after `LAST`, which is a NAR.
-    Nar(NarWalk),
-}
-
-/// How an operation ended.
-#[derive(Clone, Copy, Debug)]
-enum Ending {
-    Failed,
-    /// With the number that was wanted of the reply.
-    Replied(Option<u64>),
-}
-
-/// How an operation and a frame begin.
-const TAG: &[Item] = &[Item::Number];
-const NUMBER: &[Item] = &[Item::Number];
-const STRING: &[Item] = &[Item::String];
-const FIELDS: Item = Item::List(&[Item::Field]);
-
-const START_ACTIVITY: &[Item] = &[
-    Item::Number,
-    Item::Number,
-    Item::Number,
-    Item::String,
-    FIELDS,
-    Item::Number,
-];
-const RESULT: &[Item] = &[Item::Number, Item::Number, FIELDS];
-const ERROR: &[Item] = &[
-    Item::String,
-    Item::Number,
-    Item::String,
-    Item::String,
-    Item::Number,
-    Item::List(&[Item::Number, Item::String]),
-];
-const ERROR_BEFORE_1_26: &[Item] = &[Item::String, Item::Number];
 
 impl Observer {
     /// Starts after the handshake in which `version` was agreed on.
     pub fn new(version: Version) -> Self {
         Self {
             version,
-            state: State::Idle(Walk::new(TAG)),
+            state: State::Idle(Box::new(Walk::new(TAG))),
             outputs: Outputs::Nothing,
+            log: BuildLog::default(),
         }
     }
 
@@ -128,7 +88,7 @@ impl Observer {
         let State::Running(running) = &self.state else {
             return false;
         };
-        matches!(running.server, Server::Boundary)
+        running.is_between_frames()
     }
 
     /// Whether what the client sends is still understood. Never again once it was not.
@@ -152,6 +112,11 @@ impl Observer {
     /// tell whether it was the last.
     pub fn outputs_remain(&self) -> bool {
         matches!(self.state, State::Off) || self.outputs.remain()
+    }
+
+    /// What the build that runs has logged, or the last one that ran.
+    pub fn build_log(&self) -> &BuildLog {
+        &self.log
     }
 
     /// Looks at bytes from the client, in order, before they are passed on.
@@ -181,10 +146,18 @@ impl Observer {
                         let running = Running::begin(walk.last_number(), self.version)?;
                         self.outputs.note_start(running.operation);
                         events.push(Event::Started(running.operation));
-                        self.state = State::Running(running);
+                        self.state = State::Running(Box::new(running));
                     }
                 }
-                State::Running(running) => running.walk_request(&mut bytes, events)?,
+                State::Running(running) => {
+                    let operation = running.operation;
+                    if let Some(wanted) = running.walk_request(&mut bytes)?
+                        && let Some(building) = building(operation, wanted)
+                    {
+                        self.log.clear();
+                        events.push(Event::Building(building));
+                    }
+                }
             }
         }
         Ok(())
@@ -197,14 +170,17 @@ impl Observer {
                 State::Idle(_) if !bytes.is_empty() => return Err(Unexpected),
                 State::Idle(_) | State::Off => return Ok(()),
                 State::Running(running) => {
-                    let Some(ending) = running.walk_response(&mut bytes, self.version)? else {
+                    let Some(ending) =
+                        running.walk_response(&mut bytes, self.version, &mut self.log)?
+                    else {
                         return Ok(());
                     };
+                    events.extend(outcome(running, ending));
                     events.push(Event::Ended(running.operation));
                     self.state = match &running.request {
                         Request::Sent(wanted) => {
-                            self.outputs.note(running.operation, wanted, ending);
-                            State::Idle(Walk::new(TAG))
+                            self.outputs.note(running, wanted, ending);
+                            State::Idle(Box::new(Walk::new(TAG)))
                         }
                         // After an error before the end of a request, its rest cannot be told from what follows.
                         Request::Sending(_) => State::Off,
@@ -228,104 +204,50 @@ impl Outputs {
     }
 
     /// An operation has ended; `wanted` is what was wanted of its request.
-    fn note(&mut self, operation: Operation, wanted: &[Vec<u8>], ending: Ending) {
-        match (operation, ending, wanted) {
-            (Operation::BuildDerivation, Ending::Replied(Some(status)), [_, paths @ ..])
-                if is_success(status) =>
+    fn note(&mut self, running: &Running, wanted: &[Vec<u8>], ending: Ending) {
+        let number = running.response.wanted_numbers().first().copied().flatten();
+        match (running.operation, ending, wanted) {
+            (Operation::BuildDerivation, Ending::Replied, [_, paths @ ..])
+                if number.is_some_and(is_success) =>
             {
                 self.built(paths);
             }
-            (Operation::NarFromPath, Ending::Replied(_), [path]) => self.fetched(path),
+            (Operation::NarFromPath, Ending::Replied, [path]) => self.fetched(path),
             _ => {}
         }
     }
 }
 
-impl Running {
-    fn begin(number: u64, version: Version) -> Result<Self, Unexpected> {
-        let operation = Operation::from_number(number)
-            .filter(|operation| operation.has_shape(version))
-            .ok_or(Unexpected)?;
-        Ok(Self {
-            operation,
-            request: Request::Sending(Walk::new(operation.request(version))),
-            server: Server::Boundary,
-        })
-    }
-
-    fn walk_request(
-        &mut self,
-        bytes: &mut &[u8],
-        events: &mut Vec<Event>,
-    ) -> Result<(), Unexpected> {
-        let Request::Sending(walk) = &mut self.request else {
-            // A client waits for the reply before it goes on.
-            return Err(Unexpected);
-        };
-        if walk.advance(bytes)? {
-            if let (Operation::BuildDerivation, [drv, ..]) = (self.operation, walk.wanted()) {
-                let path = String::from_utf8_lossy(drv).into_owned();
-                events.push(Event::Building(path));
-            }
-            self.request = Request::Sent(walk.wanted().to_vec());
-        }
-        Ok(())
-    }
-
-    /// How the operation ended, at the end of the response.
-    fn walk_response(
-        &mut self,
-        bytes: &mut &[u8],
-        version: Version,
-    ) -> Result<Option<Ending>, Unexpected> {
-        loop {
-            match &mut self.server {
-                Server::Boundary if bytes.is_empty() => return Ok(None),
-                Server::Boundary => self.server = Server::Tag(Walk::new(TAG)),
-                Server::Tag(walk) => {
-                    if !walk.advance(bytes)? {
-                        return Ok(None);
-                    }
-                    self.server = self.operation.after_tag(walk.last_number(), version)?;
-                }
-                Server::Frame(walk) => {
-                    if !walk.advance(bytes)? {
-                        return Ok(None);
-                    }
-                    self.server = Server::Boundary;
-                }
-                Server::Error(walk) => return Ok(walk.advance(bytes)?.then_some(Ending::Failed)),
-                Server::Reply(walk) => {
-                    let ended = walk.advance(bytes)?;
-                    return Ok(ended.then(|| Ending::Replied(walk.wanted_number())));
-                }
-                Server::Nar(nar) => {
-                    let ended = nar.advance(bytes)?;
-                    return Ok(ended.then_some(Ending::Replied(None)));
-                }
-            }
-        }
-    }
+/// What a request that was sent asks to be built.
+fn building(operation: Operation, wanted: &[Vec<u8>]) -> Option<Building> {
+    let (Operation::BuildDerivation, [derivation, outputs @ ..]) = (operation, wanted) else {
+        return None;
+    };
+    let known = outputs.iter().filter_map(|path| StorePath::parse(path));
+    Some(Building {
+        derivation: String::from_utf8_lossy(derivation).into_owned(),
+        outputs: known.collect(),
+    })
 }
 
-impl Operation {
-    /// What follows a frame's number.
-    fn after_tag(self, tag: u64, version: Version) -> Result<Server, Unexpected> {
-        let frame = |items| Ok(Server::Frame(Walk::new(items)));
-        match tag {
-            stderr::NEXT | stderr::WRITE => frame(STRING),
-            stderr::START_ACTIVITY => frame(START_ACTIVITY),
-            stderr::STOP_ACTIVITY => frame(NUMBER),
-            stderr::RESULT => frame(RESULT),
-            stderr::ERROR if version.has(26) => Ok(Server::Error(Walk::new(ERROR))),
-            stderr::ERROR => Ok(Server::Error(Walk::new(ERROR_BEFORE_1_26))),
-            stderr::LAST => Ok(match self.reply(version) {
-                Reply::Items(items) => Server::Reply(Walk::new(items)),
-                Reply::Nar => Server::Nar(NarWalk::new()),
-            }),
-            // `READ` among them: the client would answer outside of its request.
-            _ => Err(Unexpected),
+/// What came of an operation that has ended, where that is of interest.
+fn outcome(running: &Running, ending: Ending) -> Option<Event> {
+    let response = &running.response;
+    match (running.operation, ending, &running.request) {
+        (Operation::BuildDerivation, Ending::Replied, _) => {
+            Some(Event::Built(BuildResult::of_reply(response)))
         }
+        (Operation::BuildDerivation, Ending::Failed, _) => {
+            Some(Event::Built(BuildResult::of_error(response)))
+        }
+        (Operation::NarFromPath, Ending::Replied, Request::Sent(wanted)) => {
+            let path = wanted.first()?;
+            Some(Event::Fetched {
+                path: String::from_utf8_lossy(path).into_owned(),
+                size: running.n_nar,
+            })
+        }
+        _ => None,
     }
 }
 

@@ -20,10 +20,14 @@ pub enum Item {
     List(&'static [Item]),
     /// 0, or 1 and the parts.
     Optional(&'static [Item]),
+    /// 0, or 1 and a number; wanted, with whether it is there.
+    WantedOptional,
     /// Frames of unpadded bytes, each after its length, until a length of zero (`FramedSink` of Nix).
     Frames,
     /// A field of an activity: 0 and a number, or 1 and a string.
     Field,
+    /// A field whose bytes are wanted if it is a string.
+    WantedField,
 }
 
 /// The longest prefix of a wanted string that is kept, in bytes. A derivation's path has at most 250.
@@ -31,6 +35,9 @@ pub const MAX_WANTED: usize = 512;
 
 /// How many wanted strings a message may have: many more than a derivation has outputs.
 const MAX_WANTED_STRINGS: usize = 256;
+
+/// How many wanted numbers a message may have.
+const MAX_WANTED_NUMBERS: usize = 8;
 
 /// No string, frame or list is longer than this. What claims to be is not what we think it is. In bytes or items.
 const MAX_LENGTH: u64 = 1 << 40;
@@ -46,15 +53,19 @@ pub struct Unexpected;
 #[derive(Debug)]
 pub struct Walk {
     /// The shapes that are being walked, the innermost last.
-    levels: Vec<Level>,
+    levels: [Level; MAX_DEPTH],
+    n_levels: usize,
     /// What the bytes at this place are.
     place: Place,
     /// The bytes of a number that has not arrived in full.
     word: [u8; 8],
     n_word: usize,
     last_number: u64,
+    /// Those after the first `n_wanted` are an earlier walk's, kept for their memory.
     wanted: Vec<Vec<u8>>,
-    wanted_number: Option<u64>,
+    n_wanted: usize,
+    wanted_numbers: [Option<u64>; MAX_WANTED_NUMBERS],
+    n_wanted_numbers: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,17 +101,28 @@ impl Level {
 impl Walk {
     /// Starts in front of a message.
     pub fn new(items: &'static [Item]) -> Self {
-        let mut levels = Vec::with_capacity(MAX_DEPTH);
-        levels.push(Level::new(items, 1));
         Self {
-            levels,
+            levels: [Level::new(items, 1); MAX_DEPTH],
+            n_levels: 1,
             place: Place::Next,
             word: [0; 8],
             n_word: 0,
             last_number: 0,
             wanted: Vec::new(),
-            wanted_number: None,
+            n_wanted: 0,
+            wanted_numbers: [None; MAX_WANTED_NUMBERS],
+            n_wanted_numbers: 0,
         }
+    }
+
+    /// Starts again in front of another message, with the memory of this one: frames come by the million.
+    pub fn restart(&mut self, items: &'static [Item]) {
+        self.levels[0] = Level::new(items, 1);
+        self.n_levels = 1;
+        self.place = Place::Next;
+        self.n_word = 0;
+        self.n_wanted = 0;
+        self.n_wanted_numbers = 0;
     }
 
     /// The number that was walked over last.
@@ -110,12 +132,12 @@ impl Walk {
 
     /// The wanted strings that were walked over, in order.
     pub fn wanted(&self) -> &[Vec<u8>] {
-        &self.wanted
+        &self.wanted[..self.n_wanted]
     }
 
-    /// The wanted number that was walked over last.
-    pub fn wanted_number(&self) -> Option<u64> {
-        self.wanted_number
+    /// The wanted numbers that were walked over, in order; `None` for an optional one that is not there.
+    pub fn wanted_numbers(&self) -> &[Option<u64>] {
+        &self.wanted_numbers[..self.n_wanted_numbers]
     }
 
     /// Walks on, and takes what belongs to the message from the front of `bytes`. True at its end.
@@ -151,7 +173,7 @@ impl Walk {
                 }
                 Place::Keep { left, padding } => {
                     let taken = take(bytes, left);
-                    if let Some(wanted) = self.wanted.last_mut() {
+                    if let Some(wanted) = self.wanted[..self.n_wanted].last_mut() {
                         let room = MAX_WANTED - wanted.len();
                         wanted.extend_from_slice(&taken[..taken.len().min(room)]);
                     }
@@ -165,7 +187,7 @@ impl Walk {
     /// The item whose turn it is; lists that are through are left.
     fn next_item(&mut self) -> Option<Item> {
         loop {
-            let level = self.levels.last_mut()?;
+            let level = self.levels[..self.n_levels].last_mut()?;
             if let Some(item) = level.items.get(level.next) {
                 level.next += 1;
                 return Some(*item);
@@ -173,7 +195,7 @@ impl Walk {
             level.next = 0;
             level.repeats -= 1;
             if level.repeats == 0 {
-                self.levels.pop();
+                self.n_levels -= 1;
             }
         }
     }
@@ -185,17 +207,18 @@ impl Walk {
         }
         self.place = match item {
             Item::Number => Place::Next,
-            Item::WantedNumber => {
-                self.wanted_number = Some(number);
-                Place::Next
-            }
+            Item::WantedNumber => self.want_number(Some(number))?,
+            Item::WantedOptional => match number {
+                0 => self.want_number(None)?,
+                1 => Place::Word(Item::WantedNumber),
+                _ => return Err(Unexpected),
+            },
             Item::String => Place::Skip {
                 left: number + padding_of(number),
                 frames: false,
             },
-            Item::Wanted if self.wanted.len() == MAX_WANTED_STRINGS => return Err(Unexpected),
             Item::Wanted => {
-                self.wanted.push(Vec::new());
+                self.want_string()?;
                 Place::Keep {
                     left: number,
                     padding: padding_of(number),
@@ -206,20 +229,42 @@ impl Walk {
                 left: number,
                 frames: true,
             },
-            Item::Field => match number {
+            Item::Field | Item::WantedField => match number {
                 0 => Place::Word(Item::Number),
+                1 if item == Item::WantedField => Place::Word(Item::Wanted),
                 1 => Place::Word(Item::String),
                 _ => return Err(Unexpected),
             },
             Item::Optional(_) if number > 1 => return Err(Unexpected),
             Item::List(items) | Item::Optional(items) => {
                 if number > 0 {
-                    self.levels.push(Level::new(items, number));
+                    let level = self.levels.get_mut(self.n_levels).ok_or(Unexpected)?;
+                    *level = Level::new(items, number);
+                    self.n_levels += 1;
                 }
                 Place::Next
             }
         };
         Ok(())
+    }
+
+    /// Makes room for a wanted string.
+    fn want_string(&mut self) -> Result<(), Unexpected> {
+        match self.wanted.get_mut(self.n_wanted) {
+            Some(earlier) => earlier.clear(),
+            None if self.n_wanted == MAX_WANTED_STRINGS => return Err(Unexpected),
+            None => self.wanted.push(Vec::new()),
+        }
+        self.n_wanted += 1;
+        Ok(())
+    }
+
+    /// Keeps a wanted number.
+    fn want_number(&mut self, number: Option<u64>) -> Result<Place, Unexpected> {
+        let place = self.wanted_numbers.get_mut(self.n_wanted_numbers);
+        *place.ok_or(Unexpected)? = number;
+        self.n_wanted_numbers += 1;
+        Ok(Place::Next)
     }
 
     /// A whole number, or `None` when its end has not arrived.
@@ -250,111 +295,4 @@ fn padding_of(len: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::nix::wire::{put_number, put_string, put_strings};
-
-    const SHAPE: &[Item] = &[
-        Item::Number,
-        Item::Wanted,
-        Item::List(&[Item::String, Item::List(&[Item::Number])]),
-        Item::Frames,
-        Item::List(&[Item::Field]),
-        Item::Optional(&[Item::WantedNumber]),
-        Item::Optional(&[Item::WantedNumber]),
-        Item::List(&[Item::Wanted]),
-    ];
-
-    fn message(wanted: &[u8], frames: &[Vec<u8>]) -> Vec<u8> {
-        let mut out = Vec::new();
-        put_number(&mut out, u64::MAX);
-        put_string(&mut out, wanted);
-        put_number(&mut out, 2);
-        for _ in 0..2 {
-            put_string(&mut out, b"in a list");
-            put_number(&mut out, 1);
-            put_number(&mut out, 7);
-        }
-        for frame in frames.iter().filter(|frame| !frame.is_empty()) {
-            put_number(&mut out, frame.len() as u64);
-            out.extend(frame);
-        }
-        put_number(&mut out, 0);
-        put_number(&mut out, 2);
-        put_number(&mut out, 0);
-        put_number(&mut out, 5);
-        put_number(&mut out, 1);
-        put_string(&mut out, b"text");
-        put_number(&mut out, 1);
-        put_number(&mut out, 11);
-        put_number(&mut out, 0);
-        put_strings(&mut out, &["", "last"]);
-        out
-    }
-
-    #[test]
-    fn what_is_not_a_length_ends_the_walk() {
-        let mut bytes: &[u8] = &u64::MAX.to_le_bytes();
-        assert_eq!(
-            Walk::new(&[Item::String]).advance(&mut bytes),
-            Err(Unexpected)
-        );
-        for item in [&[Item::Field], &[Item::Optional(&[])]] {
-            let mut two: &[u8] = &2_u64.to_le_bytes();
-            assert_eq!(Walk::new(item).advance(&mut two), Err(Unexpected));
-        }
-    }
-
-    #[test]
-    fn of_a_wanted_string_only_a_prefix_is_kept() {
-        let mut out = Vec::new();
-        put_string(&mut out, &[b'x'; 10_000]);
-        let mut walk = Walk::new(&[Item::Wanted]);
-        assert_eq!(walk.advance(&mut &out[..]), Ok(true));
-        assert_eq!(walk.wanted(), [[b'x'; MAX_WANTED]]);
-    }
-
-    #[test]
-    fn of_wanted_strings_only_so_many_are_kept() {
-        let message = |n| {
-            let mut out = Vec::new();
-            put_strings(&mut out, &vec!["x"; n]);
-            out
-        };
-        let walk = |n| Walk::new(&[Item::List(&[Item::Wanted])]).advance(&mut &message(n)[..]);
-        assert_eq!(walk(MAX_WANTED_STRINGS), Ok(true));
-        assert_eq!(walk(MAX_WANTED_STRINGS + 1), Err(Unexpected));
-    }
-
-    proptest! {
-        #[test]
-        fn a_message_ends_where_it_ends_however_it_is_split(
-            wanted in prop::collection::vec(any::<u8>(), 0..20),
-            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30), 0..4),
-            sizes in prop::collection::vec(1..40_usize, 1..30),
-        ) {
-            let message = message(&wanted, &frames);
-            let followed = [&message[..], b"more"].concat();
-            let mut walk = Walk::new(SHAPE);
-            let mut sizes = sizes.into_iter().cycle();
-            let mut rest = &followed[..];
-            let mut n_walked = 0;
-            loop {
-                let (part, later) = rest.split_at(sizes.next().unwrap().min(rest.len()));
-                let mut unread = part;
-                let done = walk.advance(&mut unread).unwrap();
-                n_walked += part.len() - unread.len();
-                prop_assert_eq!(done, n_walked == message.len());
-                if done {
-                    break;
-                }
-                prop_assert!(unread.is_empty());
-                rest = later;
-            }
-            prop_assert_eq!(walk.wanted(), &[wanted, Vec::new(), b"last".to_vec()]);
-            prop_assert_eq!(walk.wanted_number(), Some(11));
-        }
-    }
-}
+mod tests;

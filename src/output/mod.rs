@@ -1,5 +1,6 @@
 //! Everything that is printed: data on stdout, talk on stderr, progress on a terminal or one line per step elsewhere.
 
+pub mod plain;
 pub mod progress;
 pub mod table;
 
@@ -52,6 +53,21 @@ impl Printer {
             bytes.to_owned()
         };
         let _ = stdout.write_all(&harmless).and_then(|()| stdout.flush());
+    }
+
+    /// Prints data in the place of what was printed so before, on a terminal, and after it elsewhere.
+    pub fn redraw(self, text: &str) {
+        let clear = if std::io::stdout().is_terminal() {
+            "\x1b[H\x1b[2J"
+        } else {
+            ""
+        };
+        self.data(&format!("{clear}{text}\n"));
+    }
+
+    /// Whether what is printed with [`Self::redraw`] takes the place of what was there.
+    pub fn can_redraw(self) -> bool {
+        std::io::stdout().is_terminal()
     }
 
     /// Says what happens, to the person who asked for it.

@@ -62,6 +62,17 @@ impl Share {
     }
 }
 
+/// How long a build may take. Nix tells a build machine nothing of its own limits (ssh-ng sends no options), and the pool's core
+/// has nothing to do with them: sessions keep them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BuildLimits {
+    /// From its begin to its end.
+    pub timeout: Option<Duration>,
+    /// Without a line in its log.
+    pub max_silent_time: Option<Duration>,
+}
+
 /// What a pool may do; checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -85,6 +96,8 @@ pub struct Policy {
     pub memory_estimate_mib: u64,
     /// What of the host's available memory no start may touch, in MiB.
     pub memory_floor_mib: u64,
+    /// How long its builds may take.
+    pub build_limits: BuildLimits,
     /// How long a VM without a session is kept.
     pub idle_timeout: Duration,
     /// How long a VM may take to get ready before it is given up.
@@ -117,6 +130,7 @@ impl Default for Policy {
             // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
             memory_estimate_mib: 512,
             memory_floor_mib: 1024,
+            build_limits: BuildLimits::default(),
             // Buildkite's, ARC's and cluster-autoscaler's figure: starting costs seconds, idling costs memory only.
             idle_timeout: Duration::from_secs(10 * 60),
             // An emulated boot takes 4 s on a quiet machine and was seen to take 40 s on one that is overloaded.

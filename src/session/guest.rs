@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client::Client;
-use super::park::{MANAGER_GONE, died_before_use};
+use super::park::{died_before_use, manager_gone};
 use crate::manager::ticket::{Grant, SessionTicket, SessionUpdate};
 use crate::nix::handshake::{ClientProgress, ClientSide};
 use crate::nix::wire::Version;
@@ -46,12 +46,15 @@ where
     tokio::select! {
         (greeted, ()) = async { tokio::join!(greet, inputs.arrived()) } => match greeted {
             Ok(Ok(rest)) => Joined::Done(rest),
-            Ok(Err(error)) => Joined::Failed(format!("xpool: cannot use {vm}: {error:#}")),
+            Ok(Err(error)) => Joined::Failed(format!(
+                "xpool: cannot use {vm}: {error:#}; `xpool logs {vm}` shows the VM's console"
+            )),
             Err(_) => Joined::Failed(format!(
-                "xpool: the nix-daemon in {vm} did not answer within {} seconds", JOIN_DEADLINE.as_secs()
+                "xpool: the nix-daemon in {vm} did not answer within {} seconds; `xpool logs {vm}` shows the VM's console",
+                JOIN_DEADLINE.as_secs()
             )),
         },
-        text = bad_news(ticket) => Joined::Failed(text),
+        text = bad_news(ticket, vm) => Joined::Failed(text),
         () = client.left() => Joined::Left,
     }
 }
@@ -84,7 +87,7 @@ async fn greet(hop: &mut Hop, version: Version) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Resolves when the manager says that the VM cannot be used.
-async fn bad_news(ticket: &mut SessionTicket) -> String {
+async fn bad_news(ticket: &mut SessionTicket, vm: &str) -> String {
     loop {
         match ticket.next().await {
             Some(SessionUpdate::VmGone { vm, cause, log }) => {
@@ -92,7 +95,7 @@ async fn bad_news(ticket: &mut SessionTicket) -> String {
             }
             Some(SessionUpdate::Rejected(text)) => return format!("xpool: {text}"),
             Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_)) => {}
-            None => return MANAGER_GONE.to_owned(),
+            None => return manager_gone(Some(vm)),
         }
     }
 }

@@ -3,9 +3,12 @@
 //! The same for every front end: it knows a reader and a writer, not SSH. What it cannot say inside the protocol it returns
 //! for the front end to say.
 
+mod attend;
 mod client;
 mod guest;
 mod inputs;
+mod limits;
+mod outbox;
 mod park;
 mod splice;
 mod watch;

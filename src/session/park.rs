@@ -19,8 +19,12 @@ const SILENCE: Duration = Duration::from_secs(1);
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
 
 /// What the manager no longer answers means for a session.
-pub(super) const MANAGER_GONE: &str =
-    "xpool: the manager has ended; start it again with `xpool up`, then build again";
+pub(super) fn manager_gone(vm: Option<&str>) -> String {
+    let vm = vm.map_or(String::new(), |vm| format!(", and {vm} with it"));
+    format!(
+        "xpool: the manager has ended{vm}: `xpool logs` shows what it said; start it again with `xpool up`, then build again"
+    )
+}
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -68,7 +72,7 @@ where
             News::Update(Some(SessionUpdate::VmGone { vm, cause, log })) => {
                 return Parked::Failed(died_before_use(&vm, &cause, &log));
             }
-            News::Update(None) => return Parked::Failed(MANAGER_GONE.to_owned()),
+            News::Update(None) => return Parked::Failed(manager_gone(None)),
             News::Left => return Parked::Left,
         }
     }

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 
 use super::Outcome;
+use super::attend::{attend, tell_rest};
 use super::client::Client;
-use super::park::MANAGER_GONE;
+use super::limits::Reached;
+use super::park::manager_gone;
 use super::watch::{Admission, AtEnd, Watch};
-use crate::manager::ticket::{Grant, SessionReport, SessionTicket, SessionUpdate};
-use crate::nix::observe::{Event, Observer, Operation};
+use crate::manager::ticket::{BuildLimits, Grant, SessionTicket};
+use crate::nix::observe::Observer;
 
 /// Bytes that are under way in one direction of one session.
 const CHUNK: usize = 64 * 1024;
@@ -28,20 +29,22 @@ const VERDICT_DEADLINE: Duration = Duration::from_secs(1);
 const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
 /// A session's place, and what is known of the session. However it ends, dropped halfway too, the place is given up with
-/// word of whether outputs are still to be fetched.
+/// word of whether outputs are still to be fetched, and with what the manager has room for of what was seen.
 struct Seat {
     ticket: SessionTicket,
     watch: Watch,
+    limits: BuildLimits,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.watch.send(&self.ticket.reports());
         self.ticket.set_unfetched(self.watch.outputs_remain());
     }
 }
 
 /// Why the passing of bytes ended.
-enum End {
+pub(super) enum End {
     ClientLeft,
     GuestEnded,
     /// The text says why.
@@ -49,6 +52,39 @@ enum End {
     ManagerGone,
     /// The client wants what may not be done on this VM.
     Refused,
+    /// The build has taken too long.
+    Limit(Reached),
+}
+
+impl End {
+    /// What becomes of a build that runs.
+    fn result(&self) -> String {
+        match self {
+            Self::ClientLeft => "the client left".to_owned(),
+            Self::GuestEnded => "the nix-daemon in the VM hung up".to_owned(),
+            Self::VmGone(why) => why.clone(),
+            Self::ManagerGone => "the manager has ended".to_owned(),
+            Self::Refused => "the VM has had its build".to_owned(),
+            Self::Limit(reached) => reached.result(),
+        }
+    }
+
+    /// What the client is told of it; `during` says what was going on. `None` where nobody is left to be told.
+    fn text(&self, vm: &str, during: &str) -> Option<String> {
+        let text = match self {
+            Self::ClientLeft => return None,
+            Self::GuestEnded => format!(
+                "xpool: the nix-daemon in {vm} hung up {during}; `xpool logs {vm}` shows the VM's console"
+            ),
+            Self::VmGone(why) => format!("xpool: {vm} ended {during}: {why}"),
+            Self::ManagerGone => manager_gone(Some(vm)),
+            Self::Refused => format!(
+                "xpool: {vm} has had its build and is only kept until that is fetched; anything else needs a new connection"
+            ),
+            Self::Limit(reached) => reached.text(vm),
+        };
+        Some(text)
+    }
 }
 
 /// Passes bytes between a client and a guest that have both shaken hands, and ends the session. `early` is what the guest
@@ -61,6 +97,7 @@ pub(super) async fn splice<R, W>(
         hop,
         fetch_only,
         inputs: _,
+        limits,
     }: Grant,
     early: Vec<u8>,
 ) -> Outcome
@@ -69,23 +106,24 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut stream = hop.stream;
-    let (events, noticed) = mpsc::channel(8);
-    let watch = Watch::new(Observer::new(client.version), fetch_only, events);
-    let mut seat = Seat { ticket, watch };
-    let end = pass(&mut client, &mut seat, &mut stream, early, noticed).await;
+    let mut seat = Seat {
+        ticket,
+        watch: Watch::new(Observer::new(client.version), fetch_only),
+        limits,
+    };
+    let end = pass(&mut client, &mut seat, &mut stream, early).await;
     let AtEnd {
         during,
         to_hook,
         can_be_told,
     } = seat.watch.at_end();
     // The guest's side is closed in full and the place given up before the client hears why.
-    drop((stream, seat));
-    let text = match end {
-        End::ClientLeft => return Outcome::Served { vm },
-        End::GuestEnded => format!("xpool: the nix-daemon in {vm} hung up {during}"),
-        End::VmGone(why) => format!("xpool: {vm} ended {during}: {why}"),
-        End::ManagerGone => MANAGER_GONE.to_owned(),
-        End::Refused => refused(&vm),
+    drop(stream);
+    seat.watch.end(&end.result());
+    tell_rest(&seat.ticket, &seat.watch).await;
+    drop(seat);
+    let Some(text) = end.text(&vm, during) else {
+        return Outcome::Served { vm };
     };
     if !can_be_told {
         return Outcome::Untold { text, to_hook };
@@ -93,20 +131,16 @@ where
     client.fail(&text).await
 }
 
-/// The text for a session that wants more of a VM than to fetch from it.
-fn refused(vm: &str) -> String {
-    format!(
-        "xpool: {vm} has had its build and is only kept until that is fetched; anything else needs a new connection"
-    )
-}
-
 /// Passes bytes until there is an end, and finds out why it came.
 async fn pass<R, W>(
     client: &mut Client<R, W>,
-    Seat { ticket, watch }: &mut Seat,
+    Seat {
+        ticket,
+        watch,
+        limits,
+    }: &mut Seat,
     stream: &mut UnixStream,
     early: Vec<u8>,
-    mut noticed: mpsc::Receiver<Event>,
 ) -> End
 where
     R: AsyncRead + Unpin,
@@ -123,7 +157,7 @@ where
     let end = tokio::select! {
         end = &mut up => end,
         end = &mut down => end,
-        end = bad_news(ticket, &mut noticed) => end,
+        end = attend(ticket, watch, *limits) => end,
     };
     match end {
         End::ClientLeft => end,
@@ -142,8 +176,18 @@ where
         }
         End::GuestEnded => tokio::select! {
             end = &mut up => end,
-            end = verdict(ticket, &mut noticed) => end,
+            end = verdict(ticket, watch) => end,
         },
+        End::Limit(_) => {
+            watch.stop();
+            if watch.has_stopped() {
+                return end;
+            }
+            tokio::select! {
+                end = &mut up => end,
+                _ = tokio::time::timeout(DRAIN_DEADLINE, &mut down) => end,
+            }
+        }
         End::VmGone(_) | End::ManagerGone => tokio::select! {
             end = &mut up => end,
             _ = tokio::time::timeout(DRAIN_DEADLINE, &mut down) => end,
@@ -151,49 +195,12 @@ where
     }
 }
 
-/// Passes on to the manager what the session does, until the manager says that the VM cannot be used any more.
-async fn bad_news(ticket: &mut SessionTicket, noticed: &mut mpsc::Receiver<Event>) -> End {
-    loop {
-        tokio::select! {
-            update = ticket.next() => match update {
-                Some(SessionUpdate::VmGone { cause, log, .. }) => {
-                    return End::VmGone(format!("{cause}; its console is in {}", log.display()));
-                }
-                Some(SessionUpdate::Rejected(text)) => return End::VmGone(text),
-                Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_)) => {}
-                None => return End::ManagerGone,
-            },
-            Some(event) = noticed.recv() => if let Some(activity) = activity(&event) {
-                ticket.report(SessionReport::Activity(activity));
-            },
-        }
-    }
-}
-
 /// Why a guest's stream ended, if the manager knows it soon enough.
-async fn verdict(ticket: &mut SessionTicket, noticed: &mut mpsc::Receiver<Event>) -> End {
-    tokio::time::timeout(VERDICT_DEADLINE, bad_news(ticket, noticed))
+async fn verdict(ticket: &mut SessionTicket, watch: &Watch) -> End {
+    let attended = attend(ticket, watch, BuildLimits::default());
+    tokio::time::timeout(VERDICT_DEADLINE, attended)
         .await
         .unwrap_or(End::GuestEnded)
-}
-
-/// What a person would call it.
-fn activity(event: &Event) -> Option<String> {
-    match event {
-        Event::Building(path) => Some(format!("building {}", drv_name(path).escape_debug())),
-        Event::Started(Operation::QueryValidPaths) => Some("looking for inputs".to_owned()),
-        Event::Started(Operation::AddMultipleToStore) => Some("copying inputs".to_owned()),
-        Event::Started(Operation::NarFromPath) | Event::Ended(Operation::BuildDerivation) => {
-            Some("copying outputs".to_owned())
-        }
-        Event::Started(_) | Event::Ended(_) => None,
-    }
-}
-
-/// `hello-2.12.drv` of `/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-hello-2.12.drv`.
-fn drv_name(path: &str) -> &str {
-    let base = path.rsplit('/').next().unwrap_or(path);
-    base.split_once('-').map_or(base, |(_, name)| name)
 }
 
 /// Passes what the client sent before (`held`, which was admitted) and what it sends until it leaves or may not go on. When
@@ -225,7 +232,7 @@ where
     End::ClientLeft
 }
 
-/// Passes what the guest sends until it ends or the client takes no more.
+/// Passes what the guest sends until it ends, the client takes no more, or it is to stop and has come to a place for it.
 async fn pass_down<G, W>(watch: &Watch, early: Vec<u8>, mut guest: G, writer: &mut W) -> End
 where
     G: AsyncRead + Unpin,
@@ -238,6 +245,9 @@ where
         if n > 0 && give_client(watch, &chunk[..n], writer).await.is_err() {
             return End::ClientLeft;
         }
+        if watch.has_stopped() {
+            return End::GuestEnded;
+        }
         n = match guest.read(&mut chunk).await {
             Ok(0) | Err(_) => return End::GuestEnded,
             Ok(n) => n,
@@ -249,8 +259,8 @@ async fn give_client<W>(watch: &Watch, bytes: &[u8], writer: &mut W) -> std::io:
 where
     W: AsyncWrite + Unpin,
 {
-    watch.see_guest(bytes);
-    writer.write_all(bytes).await?;
+    let n_passed = watch.see_guest(bytes);
+    writer.write_all(&bytes[..n_passed]).await?;
     writer.flush().await?;
     watch.client_has_all();
     Ok(())

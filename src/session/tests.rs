@@ -2,6 +2,8 @@
 
 mod fetching;
 mod inputs;
+mod limits;
+mod reports;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +15,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::manager::ticket::{First, Grant, InputsOnTheirWay, NewSession, SessionUpdate, Share};
+use crate::manager::ticket::{
+    BuildLimits, First, Grant, InputsOnTheirWay, NewSession, SessionUpdate, Share,
+};
 use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, ServerProgress, ServerSide};
 use crate::nix::stderr;
@@ -144,12 +148,17 @@ async fn grant(session: &NewSession) -> UnixStream {
 }
 
 async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixStream {
+    grant_limited(session, fetch_only, BuildLimits::default()).await
+}
+
+async fn grant_limited(session: &NewSession, fetch_only: bool, limits: BuildLimits) -> UnixStream {
     let (stream, guest) = UnixStream::pair().unwrap();
     let grant = Grant {
         vm: "riscv64-1".to_owned(),
         hop: Hop::new(stream),
         fetch_only,
         inputs: InputsOnTheirWay::default(),
+        limits,
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();
@@ -285,8 +294,9 @@ async fn a_refusal_is_an_error_in_the_protocol() {
 async fn a_manager_that_disappears_is_an_error_in_the_protocol() {
     let (mut rig, session) = Rig::parked().await;
     drop(session);
-    rig.expect(&stderr::error(V, park::MANAGER_GONE)).await;
-    assert_eq!(rig.leave().await, told(park::MANAGER_GONE));
+    rig.expect(&stderr::error(V, &park::manager_gone(None)))
+        .await;
+    assert_eq!(rig.leave().await, told(&park::manager_gone(None)));
 }
 
 #[tokio::test]
@@ -305,7 +315,8 @@ async fn a_guest_that_does_not_shake_hands_is_an_error_in_the_protocol() {
     let mut guest = grant(&session).await;
     guest.read_exact(&mut [0; 32]).await.unwrap();
     drop(guest);
-    let expected = "xpool: cannot use riscv64-1: its nix-daemon ended the connection in the middle of the handshake";
+    let expected = "xpool: cannot use riscv64-1: its nix-daemon ended the connection in the middle of the handshake; \
+        `xpool logs riscv64-1` shows the VM's console";
     rig.expect(&stderr::error(V, expected)).await;
 }
 
@@ -365,6 +376,7 @@ async fn a_vm_that_dies_within_a_frame_is_left_to_the_front_end() {
 async fn a_daemon_that_ends_alone_is_said_to_have_done_so() {
     let (mut rig, _session, guest) = Rig::joined().await;
     drop(guest);
-    let expected = "xpool: the nix-daemon in riscv64-1 hung up in the middle of the session";
+    let expected = "xpool: the nix-daemon in riscv64-1 hung up in the middle of the session; \
+        `xpool logs riscv64-1` shows the VM's console";
     rig.expect(&stderr::error(V, expected)).await;
 }

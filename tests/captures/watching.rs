@@ -47,7 +47,11 @@ fn seen(capture: &Capture, sizes: &[usize]) -> String {
 fn note(text: &mut String, event: &Event) {
     match event {
         Event::Started(operation) => write!(text, " {operation:?}(").unwrap(),
-        Event::Building(drv) => text.push_str(drv.rsplit('/').next().unwrap()),
+        Event::Building(building) => {
+            text.push_str(building.derivation.rsplit('/').next().unwrap());
+        }
+        // What they say is tested by itself; here it is the order of operations.
+        Event::Built(_) | Event::Fetched { .. } => {}
         Event::Ended(_) => text.push(')'),
     }
 }

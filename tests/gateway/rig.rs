@@ -18,7 +18,7 @@ use crate::trusting::AnyServer;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{
-    Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionUpdate, Share,
+    BuildLimits, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionUpdate, Share,
 };
 use xpool::nix::System;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
@@ -319,6 +319,7 @@ pub(crate) async fn grant_with(session: &NewSession, fetch_only: bool) -> UnixSt
         hop: Hop::new(stream),
         fetch_only,
         inputs: InputsOnTheirWay::default(),
+        limits: BuildLimits::default(),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

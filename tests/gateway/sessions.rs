@@ -279,8 +279,10 @@ where
 
 /// What the session says next that it does.
 async fn activity(session: &mut NewSession) -> String {
-    match within(session.reports.recv()).await {
-        Some(SessionReport::Activity(activity)) => activity,
-        other => panic!("{other:?}"),
+    loop {
+        let report = within(session.reports.recv()).await.expect("a report");
+        if let SessionReport::Activity(activity) = report {
+            return activity;
+        }
     }
 }

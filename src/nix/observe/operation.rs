@@ -106,30 +106,30 @@ const MISSING: &[Item] = &[
 
 /// Outputs and what was built for them, as JSON.
 const BUILT_OUTPUTS: Item = Item::List(&[Item::String, Item::String]);
-const MICROSECONDS: Item = Item::Optional(NUMBER);
+const MICROSECONDS: Item = Item::WantedOptional;
 /// Status and message, then how often it was built, whether it differed, and when it began and ended.
 const BUILD_RESULT: &[Item] = &[
     Item::WantedNumber,
-    Item::String,
+    Item::Wanted,
     Item::Number,
     Item::Number,
-    Item::Number,
-    Item::Number,
+    Item::WantedNumber,
+    Item::WantedNumber,
     MICROSECONDS, // in user mode
     MICROSECONDS, // in the kernel
     BUILT_OUTPUTS,
 ];
 const BUILD_RESULT_BEFORE_1_37: &[Item] = &[
     Item::WantedNumber,
-    Item::String,
+    Item::Wanted,
     Item::Number,
     Item::Number,
-    Item::Number,
-    Item::Number,
+    Item::WantedNumber,
+    Item::WantedNumber,
     BUILT_OUTPUTS,
 ];
-const BUILD_RESULT_BEFORE_1_29: &[Item] = &[Item::WantedNumber, Item::String, BUILT_OUTPUTS];
-const BUILD_RESULT_BEFORE_1_28: &[Item] = &[Item::WantedNumber, Item::String];
+const BUILD_RESULT_BEFORE_1_29: &[Item] = &[Item::WantedNumber, Item::Wanted, BUILT_OUTPUTS];
+const BUILD_RESULT_BEFORE_1_28: &[Item] = &[Item::WantedNumber, Item::Wanted];
 
 /// A derivation with its outputs, and how its build went; the operation came with 1.34.
 const BUILD_RESULTS: &[Item] = &[Item::List(&[
@@ -272,10 +272,4 @@ impl Operation {
             Self::NarFromPath => return Reply::Nar,
         })
     }
-}
-
-/// Whether a build's status says that its outputs are there: `Built`, `Substituted`, `AlreadyValid`,
-/// `ResolvesToAlreadyValid` (`build-result.hh`).
-pub(super) fn is_success(status: u64) -> bool {
-    matches!(status, 0 | 1 | 2 | 13)
 }

@@ -20,7 +20,7 @@ async fn fetching() -> (Rig, NewSession, UnixStream) {
 }
 
 /// The guest receives exactly this, of which `early` is there already.
-async fn receive(guest: &mut UnixStream, early: &[u8], expected: &[u8]) {
+pub(super) async fn receive(guest: &mut UnixStream, early: &[u8], expected: &[u8]) {
     let mut got = early.to_vec();
     got.resize(expected.len(), 0);
     guest.read_exact(&mut got[early.len()..]).await.unwrap();
@@ -41,7 +41,7 @@ async fn rest(guest: &mut UnixStream) -> Vec<u8> {
     rest
 }
 
-fn build() -> Vec<u8> {
+pub(super) fn build() -> Vec<u8> {
     let mut out = Vec::new();
     put_number(&mut out, 36);
     put_string(&mut out, b"/nix/store/a-hello-2.12.drv");

@@ -37,6 +37,7 @@ async fn grant_sharing(session: &mut NewSession) -> (UnixStream, Handed) {
         hop: Hop::new(stream),
         fetch_only: false,
         inputs: session.look_up.take().unwrap().hand_over(taker),
+        limits: BuildLimits::default(),
     };
     let granted = SessionUpdate::Granted(grant);
     session.updates.send(granted).await.unwrap();

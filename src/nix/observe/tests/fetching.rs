@@ -9,14 +9,17 @@ fn built(version: Version, outputs: &[&str], status: u64) -> Observer {
     assert!(!observer.outputs_remain(), "nothing is built yet");
     observer.from_server(&frames().concat());
     let ended = observer.from_server(&result(version, status));
-    assert_eq!(ended, [Event::Ended(Operation::BuildDerivation)]);
+    assert_eq!(
+        ended.last(),
+        Some(&Event::Ended(Operation::BuildDerivation))
+    );
     observer
 }
 
 fn fetch(observer: &mut Observer, path: &str) {
     observer.from_client(&ask(38, path));
     let ended = observer.from_server(&nar());
-    assert_eq!(ended, [Event::Ended(Operation::NarFromPath)]);
+    assert_eq!(ended, [fetched(path), Event::Ended(Operation::NarFromPath)]);
 }
 
 #[test]
@@ -54,7 +57,16 @@ fn what_counts_as_built_is_what_nix_counts() {
 fn a_build_that_ends_in_an_error_leaves_nothing() {
     let mut observer = building();
     let ended = observer.from_server(&stderr::error(V, "no"));
-    assert_eq!(ended, [Event::Ended(Operation::BuildDerivation)]);
+    let failed = BuildResult {
+        failure: Some("no".to_owned()),
+        times: None,
+        cpu: None,
+    };
+    let expected = [
+        Event::Built(failed),
+        Event::Ended(Operation::BuildDerivation),
+    ];
+    assert_eq!(ended, expected);
     assert!(!observer.outputs_remain());
 }
 

@@ -1,0 +1,75 @@
+//! Starting a system's VMs, and saying when memory holds one back.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::News;
+use super::events::Happening;
+use super::supervisor::supervise;
+use super::system::{ManagedSystem, ManagedVm};
+use crate::pool::VmId;
+use crate::pool::budget::Shortage;
+use crate::pool::policy::Share;
+use crate::vm::VmBackend;
+
+impl<B: VmBackend> ManagedSystem<B> {
+    pub(super) fn boot(&mut self, now: Instant, id: VmId, share: Share) {
+        let name = self.vm_name(id);
+        info!(
+            vm = name,
+            share = share.as_str(),
+            demand = self.pool.status(now).demand,
+            live = self.vms.len() + 1,
+            "starting a VM"
+        );
+        self.events
+            .tell(|| Happening::VmStarted { vm: name.clone() });
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let (news, system) = (self.news.clone(), self.system);
+        let tell = move |told| {
+            // The manager outlives its VMs; without it there is nobody to tell.
+            let _ = news.send(News::Vm(system, id, told));
+        };
+        let (spec, spec_name) = (self.factory.spec.clone(), name.clone());
+        let make_spec = Box::new(move || spec(system, &spec_name, share));
+        tokio::spawn(supervise(
+            self.factory.backend.clone(),
+            make_spec,
+            receiver,
+            tell,
+        ));
+        let console_log = (self.factory.console_log)(&name);
+        let stage = "checking the image".to_owned();
+        self.vms.insert(
+            id,
+            ManagedVm {
+                name,
+                share,
+                stage,
+                console_log,
+                started: now,
+                ready: None,
+                is_paused: false,
+                pid: None,
+                commands,
+            },
+        );
+    }
+
+    /// Says once when memory begins to hold VMs back, and when it no longer does.
+    pub(super) fn log_shortage(&mut self, shortage: Option<Shortage>) {
+        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
+        match shortage {
+            Some(shortage) if !was_short => warn!(
+                system = %self.system,
+                available_mib = shortage.available_mib,
+                needed_mib = shortage.needed_mib,
+                "not enough memory for another VM"
+            ),
+            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
+            _ => {}
+        }
+    }
+}
