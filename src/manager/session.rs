@@ -42,7 +42,7 @@ impl ManagedSession {
         Claim {
             seat: Seat {
                 client: request.key.clone(),
-                slot: request.slot.clone(),
+                slot: request.seat.clone(),
             },
             purpose: if request.first.fetches() {
                 Purpose::Fetch

@@ -94,6 +94,7 @@ fn request(slot: u32, fetches: bool) -> SessionRequest {
     SessionRequest {
         system: SYSTEM,
         slot: format!("riscv64-{slot:02}"),
+        seat: format!("riscv64-{slot:02}"),
         client: "test".to_owned(),
         key: "test".to_owned(),
         share: Share::Host,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::System;
+use super::slot::{Slot, SlotName};
 
 /// Features that the guests have; the same words stand in their nix.conf.
 pub const SYSTEM_FEATURES: [&str; 2] = ["benchmark", "big-parallel"];
@@ -31,7 +32,8 @@ pub fn ssh_host(system: System) -> String {
 
 /// The user name of a slot: `riscv64-03`.
 pub fn slot_user(system: System, slot: u32) -> String {
-    format!("{}-{slot:02}", system.cpu())
+    let slot = Slot::Number(slot);
+    SlotName { system, slot }.to_string()
 }
 
 impl BuildMachines<'_> {

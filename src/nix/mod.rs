@@ -5,6 +5,7 @@ pub mod machines;
 pub mod nar_walk;
 pub mod observe;
 pub mod queries;
+pub mod slot;
 pub mod stderr;
 pub mod store_path;
 pub mod walk;
