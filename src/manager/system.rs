@@ -10,26 +10,25 @@ use tracing::{debug, info, warn};
 use super::session::{ManagedSession, watch_session};
 use super::supervisor::{VmCommand, VmNews, supervise};
 use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
-use super::{News, SessionNews, VmFactory, waiting};
-use crate::nix::System;
-use crate::pool::budget::Shortage;
+use super::{News, SessionNews, VmFactory};
+use crate::nix::{System, slot};
 use crate::pool::claim::Outputs;
 use crate::pool::policy::{Policy, Share};
-use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
+use crate::pool::{Action, Event, Exit, Pool, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
 
 pub(super) struct ManagedSystem<B> {
     pub(super) system: System,
     pub(super) pool: Pool,
-    slots_per_vm: usize,
+    pub(super) slots_per_vm: usize,
     pub(super) share: Share,
     factory: VmFactory<B>,
     news: mpsc::UnboundedSender<News>,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
     /// Whether memory held a VM back when it was last looked at.
-    is_short: bool,
+    pub(super) is_short: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -122,6 +121,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             has_hop: false,
             returns: 0,
             activity: String::new(),
+            building: Vec::new(),
             inputs: None,
         };
         let claim = session.claim();
@@ -192,7 +192,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     pub(super) fn vm_name(&self, id: VmId) -> String {
-        format!("{}-{}", self.system.cpu(), id.0)
+        slot::vm_name(self.system, id.0)
     }
 
     fn command(&self, vm: VmId, command: VmCommand) {
@@ -200,22 +200,6 @@ impl<B: VmBackend> ManagedSystem<B> {
             // A supervisor that has ended has said so, or is about to.
             let _ = vm.commands.send(command);
         }
-    }
-
-    fn reject(&mut self, id: SessionId, reason: &Rejection) {
-        let Some(session) = self.sessions.remove(&id) else {
-            return;
-        };
-        warn!(session = id.0, %reason, "session rejected");
-        let cpu = self.system.cpu();
-        let text = match reason {
-            Rejection::Down => format!(
-                "the {} pool is down or going down: start it with `xpool up {cpu}`",
-                self.system
-            ),
-            _ => reason.to_string(),
-        };
-        session.tell(SessionUpdate::Rejected(text));
     }
 
     pub(super) fn vm_news(&mut self, now: Instant, id: VmId, news: VmNews) {
@@ -346,7 +330,11 @@ impl<B: VmBackend> ManagedSystem<B> {
         match news {
             SessionNews::Report(report) => {
                 debug!(session = id.0, ?report, "session");
+                let outputs = session.outputs_event(id, &report);
                 session.note(report);
+                if let Some(event) = outputs {
+                    self.handle(now, event);
+                }
             }
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");
@@ -359,45 +347,6 @@ impl<B: VmBackend> ManagedSystem<B> {
                     self.sessions.remove(&id);
                     self.handle(now, Event::SessionClosed(id, Outputs::Fetched));
                 }
-            }
-        }
-    }
-
-    /// Says once when memory begins to hold VMs back, and when it no longer does.
-    fn log_shortage(&mut self, shortage: Option<Shortage>) {
-        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
-        match shortage {
-            Some(shortage) if !was_short => warn!(
-                system = %self.system,
-                available_mib = shortage.available_mib,
-                needed_mib = shortage.needed_mib,
-                "not enough memory for another VM"
-            ),
-            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
-            _ => {}
-        }
-    }
-
-    /// Tells the sessions that wait what they wait for, where that has changed.
-    pub(super) fn tell_waiting(&mut self, now: Instant) {
-        let pool = self.pool.status(now);
-        let vms = self.vm_views(&pool, now);
-        self.log_shortage(pool.shortage);
-        let mut ahead: Vec<Share> = Vec::new();
-        for queued in &pool.queued {
-            let text = if let Some(home) = queued.home {
-                waiting::for_home(&self.vm_name(home))
-            } else {
-                let text = waiting::text(&pool, &vms, queued.share, &ahead, self.slots_per_vm);
-                ahead.push(queued.share);
-                text
-            };
-            let Some(session) = self.sessions.get_mut(&queued.session) else {
-                continue;
-            };
-            if session.activity != text {
-                session.activity.clone_from(&text);
-                session.tell(SessionUpdate::Waiting(text));
             }
         }
     }

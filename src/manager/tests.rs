@@ -2,6 +2,7 @@
 
 mod fake;
 mod memory;
+mod pinned;
 mod rest;
 mod reuse;
 mod share;

@@ -84,9 +84,23 @@ mod tests {
     #[test]
     fn what_no_slot_is_called_is_none() {
         for name in [
-            "", "riscv64", "riscv64-", "riscv64-3", "riscv64-003", "riscv64-+3", "mips-00", "vm-",
-            "vm-riscv64", "vm-riscv64-0", "vm-riscv64-01", "vm-mips-1", "vm-vm-riscv64-1",
-            "VM-riscv64-1", "vm-riscv64-1 ", "vm-riscv64-99999999999", "root",
+            "",
+            "riscv64",
+            "riscv64-",
+            "riscv64-3",
+            "riscv64-003",
+            "riscv64-+3",
+            "mips-00",
+            "vm-",
+            "vm-riscv64",
+            "vm-riscv64-0",
+            "vm-riscv64-01",
+            "vm-mips-1",
+            "vm-vm-riscv64-1",
+            "VM-riscv64-1",
+            "vm-riscv64-1 ",
+            "vm-riscv64-99999999999",
+            "root",
         ] {
             assert_eq!(SlotName::parse(name), None, "{name}");
         }

@@ -37,6 +37,9 @@ struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.ticket.set_unfetched(self.watch.outputs_remain());
+        if !self.watch.is_understood() {
+            self.ticket.report(SessionReport::NotUnderstood);
+        }
     }
 }
 
