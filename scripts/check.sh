@@ -14,6 +14,10 @@ check() {
     "$@" || failed+=("$name")
 }
 
+format() {
+    cargo fmt --check && cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+}
+
 shell_scripts() {
     grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests .ci
 }
@@ -30,7 +34,7 @@ deny() {
 
 install_rust
 install_check_tools
-check format cargo fmt --check
+check format format
 check clippy cargo clippy --quiet --all-targets --all-features --locked -- -D warnings
 check tests cargo test --quiet --locked
 check deny deny

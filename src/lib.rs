@@ -4,10 +4,13 @@
 
 pub mod bounded_log;
 pub mod cli;
+pub mod client_files;
 pub mod config;
+pub mod connect;
 pub mod control;
 pub mod gateway;
 pub mod image;
+pub mod install;
 pub mod logging;
 pub mod manager;
 pub mod nix;

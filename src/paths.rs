@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use etcetera::BaseStrategy;
 
 use crate::nix::System;
+use crate::nix::client::Form;
 
 /// Where xpool's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,11 @@ impl Paths {
         self.state.join("control.sock")
     }
 
+    /// Where helpers of the local transport connect to.
+    pub fn connect_socket(&self) -> PathBuf {
+        self.state.join("connect.sock")
+    }
+
     /// The gateway's host key and the clients' key.
     pub fn keys(&self) -> PathBuf {
         self.state.join("keys")
@@ -94,9 +100,19 @@ impl Paths {
         self.state.join("ssh_config")
     }
 
-    /// The lines of the build machines, while a manager runs.
-    pub fn machines(&self) -> PathBuf {
-        self.state.join("machines")
+    /// The lines of the build machines, while a manager runs: one file for each form, and the usual form's has no further
+    /// name, so that who names it follows it.
+    pub fn machines(&self, form: Form) -> PathBuf {
+        if form == Form::default() {
+            self.state.join("machines")
+        } else {
+            self.state.join(format!("machines-{}", form.name()))
+        }
+    }
+
+    /// Held while the machines files are written or removed.
+    pub fn machines_lock(&self) -> PathBuf {
+        self.state.join("machines.lock")
     }
 
     /// The gateway's host key, as ssh wants to know it.

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::client_files::ClientFiles;
 use crate::config::Config;
 use crate::config::keys::LOCAL;
+use crate::connect::place::LocalTransport;
 use crate::control::{self, Info};
 use crate::gateway::keys::GatewayKeys;
 use crate::gateway::{self, Client, GatewayConfig, Limits, Slot};
@@ -22,16 +24,16 @@ use crate::image::store::{ImageError, ImageStore};
 use crate::manager::{Manager, VmFactory};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
-use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
-use crate::nix::wire::Version;
+use crate::nix::machines::slot_user;
 use crate::paths::Paths;
 use crate::pool::policy::Share;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::store::{HostStore, StorePlace};
 use crate::vm::host::KnownQemus;
+use crate::vm::leftovers::{self, HeldVm};
 use crate::vm::template::shelf;
-use crate::vm::{Qemu, VmSpec, host, leftovers};
+use crate::vm::{Qemu, VmSpec, host};
 
 /// The gateway's address cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,7 @@ pub async fn run(
 ) -> Result<()> {
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
-    leftovers::clean(&paths.vms())
+    let left = leftovers::clean(&paths.vms())
         .await
         .context("ending what an earlier manager left")?;
     for unfinished in shelf::clean(&paths.templates())? {
@@ -80,8 +82,9 @@ pub async fn run(
     let tcp = TcpListener::bind(listen)
         .await
         .map_err(|source| CannotListen { listen, source })?;
-    let unix = bind_control(paths)?;
-    let _files = ClientFiles::write(&config, paths, &keys)?;
+    let unix = state::listen(&paths.control_socket())?;
+    let local = LocalTransport::bind(&config, paths)?;
+    let files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -100,7 +103,13 @@ pub async fn run(
         .map(|(system, config)| (*system, config.policy.clone()))
         .collect();
     let (manager, handle) = Manager::new(policies, &factory);
+    let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
+    let slots = gateway_config.slots.iter();
+    let slots = slots
+        .map(|(name, slot)| (name.clone(), slot.system))
+        .collect();
+    let desk = handle.desk().clone();
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -109,80 +118,58 @@ pub async fn run(
     ));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
+    let local = tokio::spawn(local.serve(slots, desk, end.clone()));
+    let held = tokio::spawn(look_after(left.held, shutdown.clone()));
     ready(&info);
     manager.run(shutdown).await;
+    held.await?;
 
     info!("every VM is gone");
+    // They end with the manager, and take away what Nix is told.
+    files.await?;
     end.cancel();
     gateway.await?.context("the gateway")?;
+    local.await?;
     // A caller that does not read what it asked for does not keep the manager alive.
     if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
         served?.context("the control API")?;
     }
     // Another manager cannot have made it: the lock is still held.
     let _ = std::fs::remove_file(paths.control_socket());
+    let _ = std::fs::remove_file(paths.connect_socket());
     Ok(())
 }
 
-/// Binds the control socket. The lock is held, so a socket that is there is a dead manager's.
-fn bind_control(paths: &Paths) -> Result<UnixListener> {
-    let socket = paths.control_socket();
-    match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing `{}`", socket.display()));
+/// Looks after the VMs of an earlier manager that other processes still use: they end when they are not used, or when
+/// nothing is to go on.
+async fn look_after(held: Vec<HeldVm>, shutdown: Shutdown) {
+    let one = async |vm: HeldVm| {
+        let unused = tokio::select! {
+            unused = vm.unused() => unused,
+            () = shutdown.now.cancelled() => Ok(()),
+        };
+        let ended = match unused {
+            Ok(()) => vm.end().await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(()) => info!("a VM of an earlier manager has ended"),
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "a VM of an earlier manager stays"
+            ),
         }
-        _ => {}
-    }
-    // Only the owner can enter the folder that it is in.
-    UnixListener::bind(&socket).with_context(|| format!("listening on `{}`", socket.display()))
-}
-
-/// What Nix and ssh read while a manager serves. The build machines go away with it: Nix gives a build up when a machine
-/// that it knows of does not answer.
-struct ClientFiles {
-    machines: PathBuf,
-}
-
-impl ClientFiles {
-    fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
-        let systems: Vec<System> = config.systems.keys().copied().collect();
-        let (key, hosts) = (keys.client_file(), paths.known_hosts());
-        let known = systems
-            .iter()
-            .map(|system| keys.known_hosts_line(&ssh_host(*system)) + "\n");
-        state::write_atomically(&hosts, &known.collect::<Vec<_>>().concat())?;
-        let ssh_config = ssh_config(&systems, config.listen, &key, &hosts);
-        state::write_atomically(&paths.ssh_config(), &ssh_config)?;
-        let host_key_base64 = keys.machine_field();
-        let lines = config.systems.iter().map(|(system, config)| {
-            let machines = BuildMachines {
-                system: *system,
-                count: config.build_machines,
-                key: &key,
-                host_key_base64: &host_key_base64,
-            };
-            machines.lines() + "\n"
-        });
-        let machines = paths.machines();
-        state::write_atomically(&machines, &lines.collect::<Vec<_>>().concat())?;
-        Ok(Self { machines })
-    }
-}
-
-impl Drop for ClientFiles {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.machines);
-    }
+    };
+    futures::future::join_all(held.into_iter().map(one)).await;
 }
 
 fn gateway_config(config: &Config, keys: &GatewayKeys) -> Result<GatewayConfig, OwnKey> {
     let mut slots = BTreeMap::new();
     for (system, config) in &config.systems {
-        for slot in 0..config.build_machines {
+        for slot in 0..config.slots() {
             let slot_of = Slot {
                 system: *system,
-                promise: promise(),
+                promise: Promise::of_xpool(),
             };
             slots.insert(slot_user(*system, slot), slot_of);
         }
@@ -215,15 +202,6 @@ fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
         });
     }
     Ok(clients)
-}
-
-/// What clients are told of the guests' Nix before there is a guest. Protocol 1.37 is what every Nix from 2.20 on takes,
-/// without the exchange of features that 1.38 begins with.
-fn promise() -> Promise {
-    Promise {
-        version: Version::PROMISED,
-        nix: format!("xpool {}", env!("CARGO_PKG_VERSION")),
-    }
 }
 
 fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Qemu> {

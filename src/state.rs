@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
 
 use crate::paths::Paths;
 
@@ -33,10 +34,14 @@ pub struct StateOfOther {
 /// Makes the state folder and what is in it, for this user's eyes only.
 pub fn prepare(paths: &Paths) -> Result<()> {
     let text = paths.state().to_string_lossy();
-    if text.contains(char::is_whitespace) {
-        // Nix takes machines lines and NIX_SSHOPTS apart at white space.
+    if let Some(character) = text.chars().find(|c| is_unreadable(*c)) {
+        let what = if character.is_whitespace() {
+            "white space".to_owned()
+        } else {
+            format!("`{character}`")
+        };
         bail!(
-            "the state folder `{text}` has white space in its name, which Nix cannot read; name another one with `--state-dir`"
+            "the state folder `{text}` has {what} in its name, which Nix cannot read; name another one with `--state-dir`"
         );
     }
     for dir in [
@@ -61,11 +66,18 @@ pub fn prepare(paths: &Paths) -> Result<()> {
         }
         .into());
     }
-    if metadata.mode() & 0o077 != 0 {
+    // A group may enter, if a manager has let it; see [`admit`].
+    if metadata.mode() & 0o067 != 0 {
         std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("making `{}` private", state.display()))?;
     }
     Ok(())
+}
+
+/// Nix takes machines lines and `NIX_SSHOPTS` apart at white space and, of late, as a shell would; it ends a machine at `;`
+/// and begins a comment at `#`; ssh replaces what begins with `%`.
+fn is_unreadable(character: char) -> bool {
+    character.is_whitespace() || character.is_control() || "#;%\"'\\$`".contains(character)
 }
 
 /// The right to be the manager of a state folder, as long as the value lives. The file stays: another process may
@@ -99,6 +111,36 @@ impl StateLock {
     }
 }
 
+/// Listens on a socket in the state folder. The lock is held, so a socket that is there is a dead manager's.
+pub fn listen(socket: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing `{}`", socket.display()));
+        }
+        _ => {}
+    }
+    // Only who can enter the folder that it is in can connect.
+    UnixListener::bind(socket).with_context(|| format!("listening on `{}`", socket.display()))
+}
+
+/// Lets a group enter the state folder, where its members may connect to one socket and see nothing else; or nobody.
+pub fn admit(paths: &Paths, group: Option<u32>) -> Result<()> {
+    let (state, socket) = (paths.state(), paths.connect_socket());
+    let (folder_mode, socket_mode) = match group {
+        Some(_) => (0o710, 0o660),
+        None => (0o700, 0o600),
+    };
+    for (path, mode) in [(&socket as &Path, socket_mode), (state, folder_mode)] {
+        if group.is_some() {
+            std::os::unix::fs::chown(path, None, group)
+                .with_context(|| format!("giving `{}` to the group", path.display()))?;
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+            .with_context(|| format!("setting the mode of `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
 /// Makes way for a new log: what is there becomes `<name>.old`.
 pub fn set_aside(log: &Path) -> Result<()> {
     let mut old = log.as_os_str().to_owned();
@@ -113,13 +155,15 @@ pub fn set_aside(log: &Path) -> Result<()> {
 
 /// Waits, off the runtime's threads, until a lock file is free, and takes it.
 pub async fn wait_for_lock(path: PathBuf) -> Result<File> {
-    let locking = tokio::task::spawn_blocking(move || {
-        let file = open_lock(&path)?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)
-            .with_context(|| format!("locking `{}`", path.display()))?;
-        Ok(file)
-    });
-    locking.await?
+    tokio::task::spawn_blocking(move || lock(&path)).await?
+}
+
+/// Waits on this thread until a lock file is free, and takes it: for one that is held for moments only.
+pub fn lock(path: &Path) -> Result<File> {
+    let file = open_lock(path)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .with_context(|| format!("locking `{}`", path.display()))?;
+    Ok(file)
 }
 
 fn open_lock(path: &Path) -> Result<File> {

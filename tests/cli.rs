@@ -10,7 +10,6 @@ use std::process::Command;
 
 use common::{Installation, Said, skip};
 use insta::assert_snapshot;
-use rustix::process::Signal;
 
 /// Exit code, stdout, stderr.
 fn all(said: &Said) -> String {
@@ -300,45 +299,6 @@ fn a_pool_without_vms_shows_its_rules_and_what_it_cannot_share() {
 
     aarch64-linux: inputs: copied, because there is no /nonexistent/nix/store
     ");
-}
-
-#[test]
-fn machines_are_data_that_nix_can_read() {
-    let installation = Installation::new("[pool]\nbuild-machines = 2\n");
-    let said = installation.run(&["machines", "riscv64"]);
-    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
-    let fields: Vec<Vec<&str>> = said
-        .stdout
-        .lines()
-        .map(|line| line.split(' ').collect())
-        .collect();
-    assert_eq!(fields.len(), 2);
-    let expected = [
-        "ssh-ng://riscv64-01@xpool-riscv64",
-        "riscv64-linux",
-        "[DIR]/state/keys/client_ed25519",
-    ];
-    assert_eq!(fields[1][..3], expected);
-    assert_eq!(fields[1].len(), 8);
-    assert_snapshot!(installation.ok(&["machines", "--format", "nix-conf"]), @r"
-    # Build machines of xpool; a file that is missing is no error.
-    builders = @[DIR]/state/machines
-    # This machine fetches faster than an emulated one: it fetches and hands over.
-    builders-use-substitutes = false
-    ");
-}
-
-#[test]
-fn a_manager_that_ends_leaves_no_socket_and_no_machines() {
-    let installation = Installation::new("");
-    let mut serving = installation.serve();
-    let state = installation.state();
-    assert!(state.join("machines").exists() && state.join("ssh_config").exists());
-    serving.signal(Signal::TERM);
-    assert_eq!(serving.ended(), Some(0));
-    assert!(!state.join("machines").exists(), "Nix still sees machines");
-    assert!(!state.join("control.sock").exists());
-    assert_eq!(installation.run(&["status"]).code, Some(69));
 }
 
 #[test]

@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 12] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -89,6 +89,20 @@ const RULES: [Rule; 10] = [
         ],
         except: &[],
     },
+    // Files of a user's are changed for what is configured, not for what a manager does.
+    Rule {
+        path: "install",
+        words: &[
+            "crate::pool",
+            "crate::manager",
+            "crate::vm",
+            "crate::session",
+            "crate::gateway",
+            "crate::control",
+            "crate::cli",
+        ],
+        except: &[],
+    },
     // Front ends know the manager's desk and nothing behind it.
     Rule {
         path: "gateway",
@@ -99,6 +113,19 @@ const RULES: [Rule; 10] = [
             "crate::cli",
             "crate::image",
             "crate::manager::status",
+        ],
+        except: &[],
+    },
+    Rule {
+        path: "connect",
+        words: &[
+            "crate::pool",
+            "crate::gateway",
+            "crate::control",
+            "crate::cli",
+            "crate::image",
+            "crate::manager::status",
+            "russh",
         ],
         except: &[],
     },

@@ -70,17 +70,17 @@ fn one_machine_is_one_store(version: Version) {
     assert_eq!(ended(&mut build.child), Some(0), "{}", build.log());
 
     // More than the one build that a machine has otherwise.
-    let mut built = Vec::new();
+    let mut results = Vec::new();
     for name in ["three", "four"] {
         let script = format!("read -r one < {}; echo $one {name} > $out", paths[0]);
         let one = format!("one = builtins.storePath {};", paths[0]);
         let expression = derivation(SYSTEM, name, &one, &script);
         let mut command = nix.program("nix-build");
         command.args(["--store", VM, "--no-out-link", "-E", &expression]);
-        built.push(ok(&nix, &mut command));
+        results.push(ok(&nix, &mut command));
     }
     let second = installation.path().join("second");
-    for (path, text) in built.iter().zip(["one three\n", "one four\n"]) {
+    for (path, text) in results.iter().zip(["one three\n", "one four\n"]) {
         let to = second.to_str().unwrap();
         let copy = [
             "copy",

@@ -29,10 +29,11 @@ pub(super) struct DownArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
-    let client = match Client::connect(&context.paths.control_socket()).await {
+    let client = match context.connect().await {
         Ok((client, _)) => client,
         Err(ControlError::NotRunning { .. }) => {
-            return end_leftovers(context).await;
+            let how = if args.now { Down::Now } else { Down::Drain };
+            return end_leftovers(context, how).await;
         }
         Err(error) => return Err(error.into()),
     };
@@ -54,16 +55,30 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
     Ok(())
 }
 
-/// Without a manager nothing is up, but one that was killed may have left its VMs.
-async fn end_leftovers(context: &Context) -> Result<()> {
+/// Without a manager nothing is up, but one that was killed may have left its VMs, and builds in them may go on.
+async fn end_leftovers(context: &Context, how: Down) -> Result<()> {
     state::prepare(&context.paths)?;
     let _lock = StateLock::take(&context.paths)?;
-    let what = match leftovers::clean(&context.paths.vms()).await? {
+    let left = leftovers::clean(&context.paths.vms()).await?;
+    let n_left = left.ended + left.held.len();
+    let progress = Progress::new(
+        context.printer,
+        "Stopping",
+        "what a killed manager has left",
+    );
+    for vm in left.held {
+        if how == Down::Drain {
+            progress.step("waiting for a build (`--now` does not wait)");
+            vm.unused().await?;
+        }
+        vm.end().await?;
+    }
+    let what = match n_left {
         0 => "nothing was up".to_owned(),
         1 => "1 VM that a killed manager had left".to_owned(),
         n => format!("{n} VMs that a killed manager had left"),
     };
-    context.printer.done("Down", &what);
+    progress.finish("Down", &what);
     Ok(())
 }
 

@@ -3,11 +3,15 @@
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
-use super::{Context, parse_system};
-use crate::control::client::Client;
+use super::{Context, install, nix_version, parse_system};
+use crate::client_files;
+use crate::config::Config;
 use crate::gateway::keys::GatewayKeys;
+use crate::manager::status::Status;
 use crate::nix::System;
-use crate::nix::machines::{BuildMachines, nix_conf, ssh_config};
+use crate::nix::client::{Form, NixVersion, Transport};
+use crate::nix::machines::{BuildMachine, Endpoint, nix_conf, ssh_config};
+use crate::nix::nixos;
 use crate::state;
 
 #[derive(Debug, Args)]
@@ -18,6 +22,23 @@ pub(super) struct MachinesArgs {
     /// What to print
     #[arg(long, value_enum, default_value_t = Format::Machines)]
     format: Format,
+    /// What carries a build from Nix to xpool
+    #[arg(long, value_enum, default_value_t = Transport::default().into())]
+    transport: TransportArg,
+    /// The client's version of Nix: 2.31 and later need no ssh configuration [default: what `nix --version` says, and if
+    /// there is no nix, lines for every version]
+    #[arg(long, value_name = "X.Y")]
+    nix_version: Option<NixVersion>,
+    /// Print nothing: have Nix use the machines while a manager runs, by a line in its configuration and, where Nix needs
+    /// it, one in ssh's. This machine's as root, your own otherwise
+    #[arg(long, group = "change", conflicts_with_all = ["system", "format"])]
+    install: bool,
+    /// Take away what --install has added
+    #[arg(long, group = "change", conflicts_with_all = ["system", "format", "transport", "nix_version"])]
+    uninstall: bool,
+    /// Only say what --install or --uninstall would change
+    #[arg(long, requires = "change")]
+    dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,47 +49,108 @@ enum Format {
     NixConf,
     /// A piece of ssh configuration, which Nix's ssh needs to find the gateway
     SshConfig,
+    /// A NixOS module
+    Nixos,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TransportArg {
+    /// Nix's ssh logs in at the gateway
+    Ssh,
+    /// Nix starts xpool on this machine
+    Local,
+}
+
+impl From<Transport> for TransportArg {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Ssh => Self::Ssh,
+            Transport::Local => Self::Local,
+        }
+    }
+}
+
+impl From<TransportArg> for Transport {
+    fn from(given: TransportArg) -> Self {
+        match given {
+            TransportArg::Ssh => Self::Ssh,
+            TransportArg::Local => Self::Local,
+        }
+    }
 }
 
 pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
+    if args.uninstall {
+        return install::uninstall(context, args.dry_run);
+    }
     let mut config = context.config()?;
-    if let Ok((_, info)) = Client::connect(&context.paths.control_socket()).await {
-        // Where it really is, whatever the configuration says by now.
+    let mut status = Status::default();
+    if let Ok((client, info)) = context.connect().await {
+        // Where it really is, and what may run by now, whatever the configuration says.
         config.listen = info.gateway;
+        status = client.status().await.unwrap_or_default();
+    }
+    let form = form(args, &config).await;
+    if args.install {
+        return install::install(context, &config, form, args.dry_run);
     }
     // The keys lie in it; and Nix must be able to read its name.
     state::prepare(&context.paths)?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
+    let endpoint = client_files::endpoint(config.listen, &context.paths, &keys)?;
     let systems: Vec<System> = args
         .system
         .map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
-    let text = match args.format {
-        Format::Machines => {
-            let host_key_base64 = keys.machine_field();
-            let lines = systems.iter().map(|system| {
-                let count = config
-                    .systems
-                    .get(system)
-                    .map_or(0, |system| system.build_machines);
-                let key = &keys.client_file();
-                BuildMachines {
-                    system: *system,
-                    count,
-                    key,
-                    host_key_base64: &host_key_base64,
-                }
-                .lines()
-            });
-            lines.collect::<Vec<_>>().join("\n")
-        }
-        Format::NixConf => nix_conf(&context.paths.machines()).trim_end().to_owned(),
-        Format::SshConfig => {
-            let (key, known_hosts) = (keys.client_file(), context.paths.known_hosts());
-            ssh_config(&systems, config.listen, &key, &known_hosts)
-                .trim_end()
-                .to_owned()
-        }
+    let file = context.paths.machines(form);
+    let ssh = || {
+        let known_hosts = context.paths.known_hosts();
+        ssh_config(&systems, config.listen, &endpoint.key, &known_hosts)
     };
-    context.printer.data(&text);
+    let machines = || machines(&config, &status, &endpoint, form, &systems);
+    let text = match args.format {
+        Format::Machines => lines(&machines()?),
+        Format::NixConf => {
+            // The manager writes no file of machines that cannot be.
+            machines()?;
+            nix_conf(&file)
+        }
+        Format::SshConfig => ssh(),
+        Format::Nixos if form == Form::SshAlias => nixos::module(&machines()?, &ssh(), &file),
+        Format::Nixos => nixos::module(&machines()?, "", &file),
+    };
+    context.printer.data(text.trim_end());
     Ok(())
+}
+
+async fn form(args: &MachinesArgs, config: &Config) -> Form {
+    let transport = args.transport.into();
+    let client = match (transport, args.nix_version) {
+        (Transport::Ssh, None) => nix_version::installed(&config.search_path).await,
+        (_, given) => given,
+    };
+    Form::of(transport, client)
+}
+
+fn machines(
+    config: &Config,
+    status: &Status,
+    endpoint: &Endpoint,
+    form: Form,
+    systems: &[System],
+) -> Result<Vec<BuildMachine>> {
+    let mut machines = Vec::new();
+    for system in systems {
+        let Some(pool) = config.systems.get(system) else {
+            continue;
+        };
+        let running = status.systems.iter().find(|pool| pool.system == *system);
+        let max_vms = running.map_or(pool.policy.max_vms.get(), |pool| pool.max_vms);
+        machines.extend(endpoint.machines(form, *system, pool.build_machines(max_vms))?);
+    }
+    Ok(machines)
+}
+
+fn lines(machines: &[BuildMachine]) -> String {
+    let lines: Vec<String> = machines.iter().map(BuildMachine::line).collect();
+    lines.join("\n")
 }

@@ -1,9 +1,12 @@
 //! The command line: what can be said, and which command takes it.
 
+mod connect;
 mod down;
 mod image;
+mod install;
 mod logs;
 mod machines;
+mod nix_version;
 mod problem;
 mod serve;
 mod start;
@@ -15,10 +18,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
+use tracing::debug;
 
 pub use problem::Problem;
 
+use crate::client_files;
 use crate::config::{Config, Host};
+use crate::control::Info;
+use crate::control::client::{Client, ControlError};
 use crate::nix::System;
 use crate::output::Printer;
 use crate::paths::Paths;
@@ -99,13 +106,15 @@ enum Command {
     Down(down::DownArgs),
     /// Show pools, VMs and sessions
     Status(status::StatusArgs),
-    /// Print what Nix and ssh have to know of the build machines
+    /// Print what Nix and ssh have to know of the build machines, or put it into their configuration
     Machines(machines::MachinesArgs),
     /// Show the console of a VM, or what the manager in the background says
     Logs(logs::LogsArgs),
     /// Make, list and check guest images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Join standard input and output to a builder; what Nix runs with the local transport
+    Connect(connect::ConnectArgs),
     /// Run the manager in the foreground
     Serve(serve::ServeArgs),
 }
@@ -122,6 +131,18 @@ struct Context {
 impl Context {
     fn config(&self) -> Result<Config> {
         Ok(Config::load(&self.paths, &Host::this())?)
+    }
+
+    /// The manager that runs. Where none does, Nix is no longer told of the machines of one that was killed.
+    async fn connect(&self) -> Result<(Client, Info), ControlError> {
+        let reached = Client::connect(&self.paths.control_socket()).await;
+        if let Err(ControlError::NotRunning { .. }) = &reached
+            && let Err(error) = client_files::forget_dead(&self.paths)
+        {
+            // The folder may be somebody else's, who will do it.
+            debug!("{error:#}");
+        }
+        reached
     }
 
     /// This program as it was called, for a command that can be copied: with a path where PATH does not lead to it.
@@ -195,6 +216,7 @@ impl Cli {
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Image(command) => image::run(&context, &command).await,
+            Command::Connect(args) => connect::run(&context, &args).await,
             Command::Serve(args) => serve::run(&context, &args).await,
         }
     }

@@ -4,6 +4,8 @@ use crate::config::ConfigError;
 use crate::control::client::ControlError;
 use crate::image::build::CannotBuild;
 use crate::image::store::ImageError;
+use crate::install::{DamagedBlock, MadeElsewhere, NotIncluded};
+use crate::nix::machines::UnfitPath;
 use crate::serve::{CannotListen, OwnKey};
 use crate::state::StateInUse;
 use crate::vm::host::HostError;
@@ -52,6 +54,9 @@ impl Problem {
                 problem.exit_code = UNAVAILABLE;
                 problem.hints.extend(error.hints.iter().cloned());
             }
+            if let Some(hint) = install_hint(cause) {
+                problem.hints.push(hint);
+            }
             if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;
             }
@@ -94,5 +99,42 @@ impl Problem {
                 .push("`xpool logs` shows what it said".to_owned()),
             ControlError::Socket { .. } | ControlError::Refused(_) => {}
         }
+    }
+}
+
+/// What to do where Nix's or ssh's configuration cannot be changed, or cannot name what it should.
+fn install_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(MadeElsewhere { lines, .. }) = cause.downcast_ref() {
+        let lines: Vec<&str> = lines
+            .iter()
+            .map(String::as_str)
+            .filter(|line| !line.starts_with('#'))
+            .collect();
+        return Some(match lines[..] {
+            [] => "take xpool's lines away where it is made".to_owned(),
+            _ => format!(
+                "add this where it is made: `{}`; for NixOS, `xpool machines --format nixos` prints a module",
+                lines.join("`, `")
+            ),
+        });
+    }
+    if let Some(NotIncluded { by, file }) = cause.downcast_ref() {
+        let folder = file.parent().unwrap_or(file).display();
+        return Some(format!(
+            "put `Include {folder}/*.conf` at the top of `{}`; or take a Nix from 2.31 on, which needs no ssh configuration",
+            by.display()
+        ));
+    }
+    if cause.is::<DamagedBlock>() {
+        return Some("take these lines, and what is between them, away by hand".to_owned());
+    }
+    match cause.downcast_ref()? {
+        UnfitPath::Character { .. } => {
+            Some("use letters, digits and any of `/._-+,:=@`, or `--transport ssh`".to_owned())
+        }
+        UnfitPath::Long { .. } => Some(
+            "install xpool in a shorter path, name a shorter one with `--state-dir`, or use `--transport ssh`"
+                .to_owned(),
+        ),
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     let shutdown = Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
     let printer = context.printer;
-    let next_steps = super::up::next_steps(context, System::Riscv64Linux)?;
+    let next_steps = super::up::next_steps(context, System::Riscv64Linux).await?;
     serve::run(config, &context.paths, shutdown, move |info| {
         if background {
             printer.data(READY);

@@ -27,8 +27,7 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
     let _lock = lock.map_err(|_| {
         anyhow::anyhow!("another `xpool up` is starting the manager and does not end")
     })??;
-    let socket = context.paths.control_socket();
-    match Client::connect(&socket).await {
+    match context.connect().await {
         Err(ControlError::NotRunning { .. }) => {}
         reached => {
             let (client, info) = reached?;
@@ -43,7 +42,7 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
         anyhow::anyhow!("another manager holds its lock and does not answer; see `xpool logs`")
     })??);
     start(context).await?;
-    let (client, info) = Client::connect(&socket).await?;
+    let (client, info) = context.connect().await?;
     context.printer.done(
         "Started",
         &format!("manager (pid {}), gateway on {}", info.pid, info.gateway),

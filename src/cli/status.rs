@@ -5,7 +5,6 @@ use clap::Args;
 
 use super::Context;
 use crate::control::Info;
-use crate::control::client::Client;
 use crate::manager::status::{InputsView, InputsWay, SessionView, Status, SystemStatus, VmView};
 use crate::output::table::{age, render, tenths};
 use crate::pool::Mode;
@@ -20,7 +19,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
-    let (client, info) = Client::connect(&context.paths.control_socket()).await?;
+    let (client, info) = context.connect().await?;
     let status = client.status().await?;
     if args.json {
         context

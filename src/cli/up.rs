@@ -5,14 +5,15 @@ use std::num::NonZeroU32;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::{Context, image, parse_system, start};
-use crate::config::Config;
+use super::{Context, image, nix_version, parse_system, start};
+use crate::config::{Config, Host};
 use crate::control::Up;
 use crate::control::client::Client;
 use crate::image::Image;
 use crate::image::store::ImageError;
 use crate::manager::status::{Status, SystemStatus, VmView};
 use crate::nix::System;
+use crate::nix::client::{Form, Transport};
 use crate::output::progress::Progress;
 use crate::output::table::tenths;
 use crate::pool::Mode;
@@ -49,16 +50,13 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
         result = up => result?,
         () = cancel.cancelled() => bail!("interrupted; what was started goes on until `xpool down`"),
     }
-    context.printer.say(&next_steps(context, system)?);
+    context.printer.say(&next_steps(context, system).await?);
     Ok(())
 }
 
 /// The image in use. A manager that runs reads every byte of an image itself, and again only when it has changed.
 async fn find_image(context: &Context, system: System) -> Result<Image, ImageError> {
-    if Client::connect(&context.paths.control_socket())
-        .await
-        .is_ok()
-    {
+    if context.connect().await.is_ok() {
         return image::current(context, system);
     }
     image::check(context, system).await
@@ -152,18 +150,25 @@ fn ready_text(pool: &SystemStatus) -> String {
 }
 
 /// What to type next, to be copied as it stands.
-pub(super) fn next_steps(context: &Context, system: System) -> Result<String> {
-    let ssh_config = context.paths.ssh_config();
+pub(super) async fn next_steps(context: &Context, system: System) -> Result<String> {
+    let client = nix_version::installed(&Host::this().search_path).await;
+    let ssh_options = match Form::of(Transport::default(), client) {
+        Form::SshAlias => format!(
+            "  export NIX_SSHOPTS=\"-F {}\"\n",
+            context.paths.ssh_config().display()
+        ),
+        Form::SshPort | Form::Local => String::new(),
+    };
     let xpool = context.own_command()?;
     // For who has no nixpkgs at hand; the guest's /bin/sh is all that it needs.
     let expression = format!(
         r#"derivation {{ name = "hello"; system = "{system}"; builder = "/bin/sh"; args = [ "-c" "uname -srm > $out" ]; }}"#
     );
     Ok(format!(
-        "\nBuild something for {system}:\n\n  \
-         export NIX_SSHOPTS=\"-F {}\"\n  \
+        "\nBuild something for {system}:\n\n\
+         {ssh_options}  \
          nix-build --builders \"$({xpool} machines)\" --no-out-link -E \\\n    '{expression}'\n\n\
-         See what it does: `{xpool} status`. Stop it: `{xpool} down`.",
-        ssh_config.display()
+         Have Nix use it without being told: `{xpool} machines --install`.\n\
+         See what it does: `{xpool} status`. Stop it: `{xpool} down`."
     ))
 }

@@ -1,6 +1,7 @@
 //! Configuration: xpool.toml and vm-configs, raw and then checked.
 
 mod check;
+pub mod client;
 mod error;
 pub mod keys;
 mod raw;
@@ -30,6 +31,8 @@ use crate::pool::policy::Policy;
 pub struct Config {
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// The group whose members may use the local transport, beside who runs the manager and root.
+    pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
     pub store_root: Option<PathBuf>,
     /// Each system's pool.
@@ -53,10 +56,33 @@ pub struct SystemConfig {
     pub pause: bool,
     /// Whether its guests have a network device.
     pub network: Network,
-    /// How many build machines, of one slot each, Nix is told of.
-    pub build_machines: u32,
+    /// How many build machines, of one slot each, Nix is told of, where that is configured.
+    pub build_machines: Option<u32>,
     /// How long a clean shutdown may take.
     pub stop_grace: Duration,
+}
+
+/// Slots have names of two digits, and Nix looks at every one of them for each build.
+const MOST_BUILD_MACHINES: u32 = 64;
+
+/// As many as even a pool of one VM needs to have a queue.
+const FEWEST_BUILD_MACHINES: u32 = 4;
+
+impl SystemConfig {
+    /// How many build machines Nix is told of while so many VMs may run: twice what they can build at a time, so that
+    /// xpool sees what waits.
+    pub fn build_machines(&self, max_vms: u32) -> u32 {
+        let twice = max_vms
+            .saturating_mul(self.policy.slots_per_vm.get())
+            .saturating_mul(2);
+        self.build_machines
+            .unwrap_or_else(|| twice.clamp(FEWEST_BUILD_MACHINES, MOST_BUILD_MACHINES))
+    }
+
+    /// How many slots sessions may come in by: as many as Nix is ever told of.
+    pub fn slots(&self) -> u32 {
+        self.build_machines(u32::MAX)
+    }
 }
 
 /// The gateway's address where none is configured.
@@ -118,6 +144,15 @@ impl Config {
         Self::parse(file, text.as_deref().unwrap_or(""), profiles, host)
     }
 
+    /// Checks a text without any file; for the fuzz targets.
+    #[cfg(fuzzing)]
+    pub fn of_text(text: &str, host: &Host) -> Result<Self, ConfigError> {
+        let nowhere = Path::new("/nonexistent");
+        let profiles = System::ALL.map(|system| Ok((system, load_profile(nowhere, system)?)));
+        let profiles = profiles.into_iter().collect::<Result<_, _>>()?;
+        Self::parse(Path::new("xpool.toml"), text, profiles, host)
+    }
+
     fn parse(
         file: &Path,
         text: &str,
@@ -148,6 +183,7 @@ impl Config {
         });
         Ok(Self {
             listen,
+            local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
             systems,
             keys: keys::check(&raw.keys, error_at)?,

@@ -13,6 +13,7 @@ use crate::pool::policy::{Reuse, Share};
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
+    pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
     /// For every system.
     pub(super) pool: RawPool,
@@ -45,6 +46,12 @@ impl RawStore {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawGateway {
     pub(super) listen: Option<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawLocal {
+    pub(super) group: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

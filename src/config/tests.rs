@@ -32,8 +32,8 @@ fn nothing_configured_suits_the_machine() {
     assert_eq!(config.listen, DEFAULT_LISTEN);
     let riscv64 = &config.systems[&System::Riscv64Linux];
     assert_eq!(
-        (riscv64.policy.max_vms.get(), riscv64.build_machines),
-        (2, 16)
+        (riscv64.policy.max_vms.get(), riscv64.build_machines(2)),
+        (2, 4)
     );
     let small = Host {
         cpus: 8,
@@ -63,7 +63,7 @@ fn a_systems_own_value_wins_over_the_one_for_all() {
         (riscv64.network, aarch64.network),
         (Network::None, Network::Nat)
     );
-    assert_eq!(riscv64.build_machines, 16);
+    assert_eq!(riscv64.build_machines(5), 10);
 }
 
 #[test]
@@ -209,11 +209,21 @@ fn only_a_configured_maximum_limits_up() {
 
 #[test]
 fn build_machines_are_twice_what_can_run_within_limits() {
-    let machines = |max_vms| {
-        let config = parse(&format!("[pool]\nmax-vms = {max_vms}\n")).unwrap();
-        config.systems[&System::Riscv64Linux].build_machines
+    let machines = |text: &str| {
+        let config = parse(text).unwrap();
+        let riscv64 = &config.systems[&System::Riscv64Linux];
+        let told = [1, 2, 12, 100].map(|max_vms| riscv64.build_machines(max_vms));
+        (told, riscv64.slots())
     };
-    assert_eq!([2, 12, 100].map(machines), [16, 24, 64]);
+    assert_eq!(machines(""), ([4, 4, 24, 64], 64));
+    let wide = "[pool]\nslots-per-vm = 3\nreuse = \"always\"\n";
+    assert_eq!(machines(wide), ([6, 12, 64, 64], 64));
+    // Who has set a number means it.
+    assert_eq!(machines("[pool]\nbuild-machines = 2\n"), ([2; 4], 2));
+    assert_eq!(
+        refused("[pool]\nbuild-machines = 65\n"),
+        "xpool.toml:2: `build-machines` is 65 but must be from 1 to 64"
+    );
 }
 
 #[test]

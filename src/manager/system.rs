@@ -96,7 +96,9 @@ impl<B: VmBackend> ManagedSystem<B> {
         } = session;
         // No key sees more than the pool shows.
         let share = request.share.and(self.share);
-        let request = SessionRequest { share, ..request };
+        let mut request = SessionRequest { share, ..request };
+        // They are looked for, or nobody does.
+        drop(request.first.take_inputs());
         info!(
             session = id.0,
             slot = request.slot,

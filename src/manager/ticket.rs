@@ -59,7 +59,7 @@ impl First {
     }
 
     /// The inputs that it asks for, of which nobody else needs to know.
-    fn take_inputs(&mut self) -> Vec<StorePath> {
+    pub(super) fn take_inputs(&mut self) -> Vec<StorePath> {
         match self {
             Self::Inputs(paths) => std::mem::take(paths),
             Self::Other | Self::Output(_) => Vec::new(),
@@ -112,11 +112,13 @@ impl InputsOnTheirWay {
         (arrived, Self(Some(on_their_way)))
     }
 
-    /// Returns when the guest has them, or when it will not have them. Until then it must not be asked which it has.
-    pub async fn arrived(self) {
-        if let Some(on_their_way) = self.0 {
+    /// Returns when the guest has them, or when it will not have them. Until then it must not be asked which it has. Cancel
+    /// safe.
+    pub async fn arrived(&mut self) {
+        if let Some(on_their_way) = &mut self.0 {
             // Without word of it there is nobody to wait for.
             let _ = on_their_way.await;
+            self.0 = None;
         }
     }
 }
@@ -189,6 +191,13 @@ pub struct NewSession {
     pub look_up: Option<LookUp>,
 }
 
+impl NewSession {
+    /// Whether outputs are still to be fetched, as its front end said last.
+    pub fn is_unfetched(&self) -> bool {
+        self.unfetched.load(Ordering::Acquire)
+    }
+}
+
 /// Where every front end gets its tickets: a handle to the manager.
 #[derive(Clone, Debug)]
 pub struct SessionDesk {
@@ -234,9 +243,10 @@ impl SessionDesk {
         let (to_session, updates) = mpsc::channel(8);
         let (reports, from_session) = mpsc::channel(64);
         let unfetched = Arc::new(AtomicBool::new(false));
-        let inputs = request.first.take_inputs();
-        let store = self.store(&request).filter(|_| !inputs.is_empty());
-        let look_up = store.map(|store| LookUp::begin(store, inputs));
+        let look_up = self.store(&request).and_then(|store| {
+            let inputs = request.first.take_inputs();
+            (!inputs.is_empty()).then(|| LookUp::begin(store, inputs))
+        });
         let session = NewSession {
             request,
             look_up,

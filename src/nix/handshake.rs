@@ -66,6 +66,17 @@ pub struct Promise {
     pub nix: String,
 }
 
+impl Promise {
+    /// What clients are told before there is a guest. Protocol 1.37 is what every Nix from 2.20 on takes, without the exchange
+    /// of features that 1.38 begins with.
+    pub fn of_xpool() -> Self {
+        Self {
+            version: Version::PROMISED,
+            nix: format!("xpool {}", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}
+
 /// The server's side, towards a client.
 #[derive(Debug)]
 pub struct ServerSide {

@@ -1,28 +1,69 @@
 //! What Nix and ssh are told of the pool: machines lines, nix.conf, `ssh_config`. Pure.
 //!
 //! One line and one URI per slot: the lines of one URI would share an upload lock, and a session that waits would hold
-//! it (Nix's `build-remote.cc`). The port is in the ssh configuration, because Nix before 2.31 takes none in a URI.
+//! it (Nix's `build-remote.cc`).
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use super::System;
+use super::client::Form;
 use super::slot::{Slot, SlotName};
 
-/// Features that the guests have; the same words stand in their nix.conf.
+#[cfg(test)]
+mod tests;
+
+/// Features that the guests have: the words of `system-features` in images/portable/nix.conf.
 pub const SYSTEM_FEATURES: [&str; 2] = ["benchmark", "big-parallel"];
 
-/// What Nix is told of one system's pool.
+/// The longest URI, in bytes. Nix locks a slot by a file that is named after it, and 255 bytes are all that a name has.
+const LONGEST_URI: usize = 199;
+
+/// What clients on this machine reach the manager by.
 #[derive(Clone, Debug)]
-pub struct BuildMachines<'a> {
+pub struct Endpoint {
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// The private key that lets Nix in.
+    pub key: PathBuf,
+    /// The gateway's host key as Nix's machines file wants it: base64 of `ssh-ed25519 AAAA…`.
+    pub host_key_base64: String,
+    /// The xpool program.
+    pub program: PathBuf,
+    /// The manager's state folder.
+    pub state: PathBuf,
+}
+
+/// One slot as Nix is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildMachine {
     /// The platform.
     pub system: System,
-    /// How many slots.
-    pub count: u32,
-    /// The private key that lets Nix in.
-    pub key: &'a Path,
-    /// The gateway's host key as Nix's machines file wants it: base64 of `ssh-ed25519 AAAA…`.
-    pub host_key_base64: &'a str,
+    /// Who logs in; none where nobody has to.
+    pub user: Option<String>,
+    /// The URI after the user name: a host, with all that follows it.
+    pub host: String,
+    /// The private key and the host key in base64; none where there is no ssh.
+    pub keys: Option<(PathBuf, String)>,
+}
+
+/// A path that a machines line cannot carry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnfitPath {
+    /// A character means something else to Nix, to its URIs or to a shell.
+    #[error("`{}` has `{character}` in its name, which a machines line of the local transport cannot carry", path.display())]
+    Character {
+        /// The path.
+        path: PathBuf,
+        /// The character.
+        character: char,
+    },
+    /// Together with the rest it is too long.
+    #[error("the URI `{uri}` has {} bytes, and Nix can lock one of {LONGEST_URI} at the most", uri.len())]
+    Long {
+        /// The URI.
+        uri: String,
+    },
 }
 
 /// What ssh calls a system's gateway: `xpool-riscv64`.
@@ -36,19 +77,97 @@ pub fn slot_user(system: System, slot: u32) -> String {
     SlotName { system, slot }.to_string()
 }
 
-impl BuildMachines<'_> {
-    /// The lines of a machines file, one slot each, without a line end after the last.
-    pub fn lines(&self) -> String {
-        let features = SYSTEM_FEATURES.join(",");
-        let host = ssh_host(self.system);
-        let line = |slot| {
-            let (user, system) = (slot_user(self.system, slot), self.system);
-            let (key, host_key) = (self.key.display(), self.host_key_base64);
-            // URI, systems, key, max-jobs, speed factor, features, mandatory features, host key.
-            format!("ssh-ng://{user}@{host} {system} {key} 1 1 {features} - {host_key}")
-        };
-        (0..self.count).map(line).collect::<Vec<_>>().join("\n")
+impl Endpoint {
+    /// So many slots of a system, in the form that a client wants.
+    pub fn machines(
+        &self,
+        form: Form,
+        system: System,
+        count: u32,
+    ) -> Result<Vec<BuildMachine>, UnfitPath> {
+        (0..count)
+            .map(|slot| self.machine(form, system, slot))
+            .collect()
     }
+
+    fn machine(&self, form: Form, system: System, slot: u32) -> Result<BuildMachine, UnfitPath> {
+        let slot = slot_user(system, slot);
+        let keys = Some((self.key.clone(), self.host_key_base64.clone()));
+        let (user, host, keys) = match form {
+            Form::SshAlias => (Some(slot), ssh_host(system), keys),
+            // Never `localhost`, which Nix takes for this machine itself, without ssh.
+            Form::SshPort => (Some(slot), reachable(self.listen).to_string(), keys),
+            Form::Local => (None, self.local_host(&slot)?, None),
+        };
+        let machine = BuildMachine {
+            system,
+            user,
+            host,
+            keys,
+        };
+        let uri = machine.uri();
+        if uri.len() > LONGEST_URI {
+            return Err(UnfitPath::Long { uri });
+        }
+        Ok(machine)
+    }
+
+    /// Nix starts the program itself where the host is exactly this one. It adds `--stdio`.
+    fn local_host(&self, slot: &str) -> Result<String, UnfitPath> {
+        let (program, state) = (in_query(&self.program)?, in_query(&self.state)?);
+        Ok(format!(
+            "localhost?remote-program={program}%20connect%20--state-dir%20{state}%20{slot}"
+        ))
+    }
+}
+
+impl BuildMachine {
+    /// What Nix opens.
+    pub fn uri(&self) -> String {
+        match &self.user {
+            Some(user) => format!("ssh-ng://{user}@{}", self.host),
+            None => format!("ssh-ng://{}", self.host),
+        }
+    }
+
+    /// The line of a machines file.
+    pub fn line(&self) -> String {
+        let features = SYSTEM_FEATURES.join(",");
+        let (key, host_key) = match &self.keys {
+            Some((key, host_key)) => (key.display().to_string(), host_key.as_str()),
+            None => ("-".to_owned(), "-"),
+        };
+        // URI, systems, key, max-jobs, speed factor, features, mandatory features, host key.
+        format!(
+            "{} {} {key} 1 1 {features} - {host_key}",
+            self.uri(),
+            self.system
+        )
+    }
+}
+
+/// A path in the query of a URI. Nix up to 2.19 gives the decoded text to `bash -c`, a later one takes it apart at blanks,
+/// and machines files have their own marks: only what means nothing to any of them passes.
+fn in_query(path: &Path) -> Result<String, UnfitPath> {
+    let unfit = |character| UnfitPath::Character {
+        path: path.to_owned(),
+        character,
+    };
+    let text = path.to_str().ok_or_else(|| unfit('\u{fffd}'))?;
+    let mut encoded = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '/' | '.' | '_' | '-' => encoded.push(character),
+            _ if character.is_ascii_alphanumeric() => encoded.push(character),
+            '+' => encoded.push_str("%2B"),
+            ',' => encoded.push_str("%2C"),
+            ':' => encoded.push_str("%3A"),
+            '=' => encoded.push_str("%3D"),
+            '@' => encoded.push_str("%40"),
+            _ => return Err(unfit(character)),
+        }
+    }
+    Ok(encoded)
 }
 
 /// What goes into nix.conf. `machines` names the file that has the lines.
@@ -95,7 +214,6 @@ pub fn ssh_config(
 
 /// An address that a client can connect to, where the gateway listens on all.
 fn reachable(listen: SocketAddr) -> SocketAddr {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -107,58 +225,4 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 /// A path as `ssh_config` wants it when it has spaces.
 fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_slot_is_a_machine_of_its_own() {
-        let machines = BuildMachines {
-            system: System::Riscv64Linux,
-            count: 2,
-            key: Path::new("/state/keys/client"),
-            host_key_base64: "c3No",
-        };
-        insta::assert_snapshot!(machines.lines(), @r"
-        ssh-ng://riscv64-00@xpool-riscv64 riscv64-linux /state/keys/client 1 1 benchmark,big-parallel - c3No
-        ssh-ng://riscv64-01@xpool-riscv64 riscv64-linux /state/keys/client 1 1 benchmark,big-parallel - c3No
-        ");
-    }
-
-    #[test]
-    fn ssh_finds_the_gateway_and_knows_it_by_its_alias() {
-        let listen = "0.0.0.0:31022".parse().unwrap();
-        let config = ssh_config(
-            &[System::Aarch64Linux],
-            listen,
-            Path::new("/s/key"),
-            Path::new("/s/known_hosts"),
-        );
-        insta::assert_snapshot!(config, @r#"
-        Host xpool-aarch64
-          HostName 127.0.0.1
-          Port 31022
-          # Keys are looked up by this name, whatever the address and the port.
-          HostKeyAlias xpool-aarch64
-          UserKnownHostsFile "/s/known_hosts"
-          StrictHostKeyChecking yes
-          IdentityFile "/s/key"
-          IdentitiesOnly yes
-          # A gateway that hangs is noticed within a minute and a half.
-          ServerAliveInterval 30
-          ServerAliveCountMax 3
-        "#);
-    }
-
-    #[test]
-    fn nix_conf_names_the_machines_file() {
-        insta::assert_snapshot!(nix_conf(Path::new("/state/machines")), @r"
-        # Build machines of xpool; a file that is missing is no error.
-        builders = @/state/machines
-        # This machine fetches faster than an emulated one: it fetches and hands over.
-        builders-use-substitutes = false
-        ");
-    }
 }

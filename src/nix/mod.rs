@@ -1,8 +1,11 @@
 //! What Nix calls things and how its protocol looks on the wire. No IO of its own.
 
+pub mod client;
+pub mod conf;
 pub mod handshake;
 pub mod machines;
 pub mod nar_walk;
+pub mod nixos;
 pub mod observe;
 pub mod queries;
 pub mod slot;

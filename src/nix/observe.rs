@@ -2,8 +2,9 @@
 //! our own could be put into the server's stream without breaking it.
 //!
 //! Knows the operations that a build hook uses: it asks which inputs are there (31), uploads the others (44), builds (36),
-//! and copies the outputs (26, 38). Anything else, and anything that looks wrong, ends the watching for good. Whether bytes
-//! pass is not decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
+//! and copies the outputs (26, 38); and those of the commands that use a builder as a store: `nix copy`, `nix path-info`, and
+//! `nix-build --store`. Anything else, and anything that looks wrong, ends the watching for good. Whether bytes pass is not
+//! decided here. Source of the frames: `worker-protocol.hh`, `daemon.cc` and `logging.cc` of Nix 2.8 to 2.34,
 //! protocols 1.21 to 1.37.
 
 mod operation;
@@ -178,9 +179,7 @@ impl Observer {
                 State::Idle(walk) => {
                     if walk.advance(&mut bytes)? {
                         let running = Running::begin(walk.last_number(), self.version)?;
-                        if running.operation.asks_for_outputs() {
-                            self.outputs.asked_for();
-                        }
+                        self.outputs.note_start(running.operation);
                         events.push(Event::Started(running.operation));
                         self.state = State::Running(running);
                     }
@@ -217,6 +216,17 @@ impl Observer {
 }
 
 impl Outputs {
+    /// An operation begins.
+    fn note_start(&mut self, operation: Operation) {
+        if operation.asks_for_outputs() {
+            self.asked_for();
+        }
+        // Their derivations are in the store, and their paths are not looked at.
+        if let Operation::BuildPaths | Operation::BuildPathsWithResults = operation {
+            *self = Self::Unknown;
+        }
+    }
+
     /// An operation has ended; `wanted` is what was wanted of its request.
     fn note(&mut self, operation: Operation, wanted: &[Vec<u8>], ending: Ending) {
         match (operation, ending, wanted) {
@@ -233,7 +243,9 @@ impl Outputs {
 
 impl Running {
     fn begin(number: u64, version: Version) -> Result<Self, Unexpected> {
-        let operation = Operation::from_number(number).ok_or(Unexpected)?;
+        let operation = Operation::from_number(number)
+            .filter(|operation| operation.has_shape(version))
+            .ok_or(Unexpected)?;
         Ok(Self {
             operation,
             request: Request::Sending(Walk::new(operation.request(version))),

@@ -54,7 +54,40 @@ pub fn error(version: Version, message: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::nix::observe::{Event, Observer, Operation};
+    use crate::nix::queries::{ReplyError, read_add_temp_root};
+    use crate::nix::wire::Reader;
+
+    proptest! {
+        #[test]
+        fn who_reads_replies_understands_both_frames(text: String, minor in 21..=38_u8) {
+            let version = Version::new(1, minor);
+            let said = [line(&text), error(version, &text)].concat();
+            let mut reader = Reader::new(&said);
+            let refused = read_add_temp_root(&mut reader, version);
+            prop_assert_eq!(refused, Err(ReplyError::Refused(text)));
+            prop_assert_eq!(reader.position(), said.len());
+        }
+
+        #[test]
+        fn the_observer_sees_a_line_and_then_an_error(text: String, minor in 21..=38_u8) {
+            let version = Version::new(1, minor);
+            let mut observer = Observer::new(version);
+            let mut request = Vec::new();
+            put_number(&mut request, 26);
+            put_string(&mut request, b"/nix/store/a");
+            observer.from_client(&request);
+            let seen = observer.from_server(&line(&text));
+            prop_assert!(seen.is_empty());
+            prop_assert!(observer.error_can_be_sent());
+            let seen = observer.from_server(&error(version, &text));
+            prop_assert_eq!(seen, [Event::Ended(Operation::QueryPathInfo)]);
+            prop_assert!(observer.is_watching());
+        }
+    }
 
     #[test]
     fn a_line_is_a_frame_with_a_string() {

@@ -123,8 +123,13 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self, limit: usize) -> Result<&'a [u8], WireError> {
         let len = self.length(limit)?;
         let start = self.position;
-        let end = start + len;
-        let padded = end + padding(len);
+        let (end, padded) = start
+            .checked_add(len)
+            .and_then(|end| Some((end, end.checked_add(padding(len))?)))
+            .ok_or(WireError::TooLong {
+                len: len as u64,
+                limit,
+            })?;
         let string = self.bytes.get(start..end);
         let zeroes = self.bytes.get(end..padded);
         let (string, zeroes) = string.zip(zeroes).ok_or(WireError::Incomplete)?;
@@ -184,12 +189,40 @@ mod tests {
     }
 
     #[test]
+    fn a_count_takes_no_memory_before_its_items_are_there() {
+        let mut out = Vec::new();
+        put_number(&mut out, u64::MAX >> 4);
+        let most = usize::MAX;
+        assert_eq!(
+            Reader::new(&out).strings(most, most),
+            Err(WireError::Incomplete)
+        );
+    }
+
+    #[test]
     fn padding_that_holds_something_is_refused() {
         let bytes = b"\x03\0\0\0\0\0\0\0nix\0\0\0\0\x01";
         assert_eq!(Reader::new(bytes).string(100), Err(WireError::BadPadding));
     }
 
     proptest! {
+        #[test]
+        fn a_version_is_read_as_it_was_written(major: u8, minor: u8) {
+            let version = Version::new(major, minor);
+            prop_assert_eq!(Version::from_wire(version.to_wire()), Some(version));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in prop::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..100),
+            limit: usize,
+        ) {
+            let mut reader = Reader::new(&bytes);
+            while reader.string(limit).is_ok() {}
+            prop_assert!(reader.position() <= bytes.len());
+            let _ = Reader::new(&bytes).strings(limit, limit);
+        }
+
         #[test]
         fn what_was_written_is_read_and_every_prefix_is_incomplete(
             number: u64,

@@ -56,10 +56,6 @@ impl Pool {
         if let Some(visit) = vms.find_map(|vm| vm.sessions.get_mut(&session)) {
             visit.unfetched.built(paths);
         }
-        for mut waiting in std::mem::take(&mut self.queue) {
-            waiting.claim = self.seated(waiting.claim);
-            self.queue.push_back(waiting);
-        }
     }
 
     /// A session's client has an output.
@@ -80,30 +76,24 @@ impl Pool {
         }
     }
 
-    /// A session's claim, in the seat that has built what it comes to fetch. Its own, unless that is known to lack it, or to
-    /// have nothing, and another one of its client's is known to have it.
-    pub(super) fn seated(&self, claim: Claim) -> Claim {
+    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
+    /// its own may have built it.
+    pub(super) fn seat_that_has(&self, claim: &Claim) -> Option<Seat> {
         let Purpose::Fetch(Some(path)) = &claim.purpose else {
-            return claim;
+            return None;
         };
         let alike = || planner::ready(&self.vms).filter(|(_, vm)| vm.share == claim.share);
         let seats = || alike().flat_map(|(_, vm)| vm.unfetched());
         let is_own = |(seat, unfetched): (&Seat, &Unfetched)| {
             *seat == claim.seat && unfetched.may_have(path)
         };
+        if seats().any(is_own) {
+            return None;
+        }
         let has_it = |(seat, unfetched): &(&Seat, &Unfetched)| {
             seat.client == claim.seat.client && unfetched.has(path)
         };
-        if seats().any(is_own) {
-            return claim;
-        }
-        match seats().find(has_it) {
-            Some((seat, _)) => Claim {
-                seat: seat.clone(),
-                ..claim
-            },
-            None => claim,
-        }
+        seats().find(has_it).map(|(seat, _)| seat.clone())
     }
 
     /// Whether a session's VM is kept for its seat when the session ends. A later session of the seat knows better: one that

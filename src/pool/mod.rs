@@ -126,6 +126,7 @@ impl Pool {
             Event::Down(how) => self.down(how),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
+        self.seat_waiting();
         if self.mode == Mode::Draining {
             actions.extend(self.reject_waiting(&Rejection::Down));
         }

@@ -3,14 +3,28 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::claim::{Claim, Purpose};
+use super::claim::{Claim, Purpose, Seat};
 use super::{Action, Mode, Pool, Rejection, SessionId, planner};
 
 /// A session that waits.
 #[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub(super) session: SessionId,
+    /// What it wants, in the seat that has built what it comes to fetch.
     pub(super) claim: Claim,
+    /// The seat that it came by.
+    own_seat: Seat,
+}
+
+impl Waiting {
+    fn new(session: SessionId, claim: Claim) -> Self {
+        let own_seat = claim.seat.clone();
+        Self {
+            session,
+            claim,
+            own_seat,
+        }
+    }
 }
 
 impl Pool {
@@ -29,21 +43,31 @@ impl Pool {
         {
             return vec![Action::Reject { session, reason }];
         }
-        let claim = self.seated(claim);
-        self.queue.push_back(Waiting { session, claim });
+        self.queue.push_back(Waiting::new(session, claim));
         Vec::new()
     }
 
     pub(super) fn session_returned(&mut self, session: SessionId, claim: Claim) {
         // Numbers are given in the order of arrival.
         let place = self.queue.partition_point(|other| other.session < session);
-        let claim = self.seated(claim);
-        self.queue.insert(place, Waiting { session, claim });
+        self.queue.insert(place, Waiting::new(session, claim));
     }
 
     /// Whether a session waits for a VM that is there, and would go to no other.
     pub(super) fn has_home(&self, waiting: &Waiting) -> bool {
         planner::home(&self.vms, waiting).is_some()
+    }
+
+    /// Puts those who wait into the seats that have built what they come to fetch, as far as that is known by now.
+    pub(super) fn seat_waiting(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        for waiting in &mut queue {
+            waiting.claim.seat.clone_from(&waiting.own_seat);
+            if let Some(seat) = self.seat_that_has(&waiting.claim) {
+                waiting.claim.seat = seat;
+            }
+        }
+        self.queue = queue;
     }
 
     /// Gives VMs to those who wait, first come first; who has to wait for a certain VM holds up nobody.
@@ -56,7 +80,7 @@ impl Pool {
                 self.queue.push_back(waiting);
                 continue;
             };
-            let Waiting { session, claim } = waiting;
+            let Waiting { session, claim, .. } = waiting;
             let is_pinned = matches!(claim.purpose, Purpose::Pinned(_));
             let fetch_only = vm.has_had_its_build(&self.policy) && !is_pinned;
             vm.admit(now, session, claim);

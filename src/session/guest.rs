@@ -42,7 +42,6 @@ where
     W: AsyncWrite + Unpin,
 {
     let version = client.version;
-    let inputs = std::mem::take(inputs);
     let greet = tokio::time::timeout(JOIN_DEADLINE, greet(hop, version));
     tokio::select! {
         (greeted, ()) = async { tokio::join!(greet, inputs.arrived()) } => match greeted {

@@ -54,14 +54,24 @@ impl Outcome {
     /// What the front end has to write to the client's standard error. A build hook shows only lines that are log messages
     /// in Nix's own format (`buildWithHook`, `logging.cc`); anyone else reads the plain line.
     pub fn stderr_lines(&self) -> Option<String> {
-        let Self::Untold { text, to_hook } = self else {
+        let Self::Untold { text, .. } = self else {
             return None;
         };
-        if !to_hook {
-            return Some(format!("{text}\n"));
-        }
+        let to_hook = self.hook_message().map(|message| message + "\n");
+        Some(format!("{text}\n{}", to_hook.unwrap_or_default()))
+    }
+
+    /// The line in Nix's own format, where a build hook listens.
+    pub fn hook_message(&self) -> Option<String> {
+        let Self::Untold {
+            text,
+            to_hook: true,
+        } = self
+        else {
+            return None;
+        };
         let message = serde_json::json!({ "action": "msg", "level": 0, "msg": text });
-        Some(format!("{text}\n@nix {message}\n"))
+        Some(format!("@nix {message}"))
     }
 
     /// Whether the client did not get what it asked for.

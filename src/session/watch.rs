@@ -140,7 +140,9 @@ fn admission(observer: &Observer) -> Admission {
 
 fn during(operation: Option<Operation>) -> &'static str {
     match operation {
-        Some(Operation::BuildDerivation) => "in the middle of the build",
+        Some(
+            Operation::BuildDerivation | Operation::BuildPaths | Operation::BuildPathsWithResults,
+        ) => "in the middle of the build",
         Some(Operation::AddMultipleToStore) => "while inputs were copied to it",
         Some(Operation::NarFromPath) => "while outputs were copied from it",
         Some(_) | None => "in the middle of the session",

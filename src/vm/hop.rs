@@ -1,13 +1,19 @@
 //! A hop: an open session into a guest's nix-daemon, and the pump that carries its bytes.
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures::FutureExt as _;
+use rustix::fs::{FlockOperation, flock};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::oneshot;
 
 /// Large enough that the native side is never what a transfer waits for.
 const CHUNK: usize = 64 * 1024;
@@ -17,7 +23,7 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 /// After the guest has closed its port, QEMU may still pass on what it wrote before. QEMU's main loop has had its turn
 /// when it answers; twice, because what is read makes room for what it could not pass on yet.
-const QUIET_TURNS: u32 = 2;
+pub(super) const QUIET_TURNS: u32 = 2;
 
 /// A byte stream to the nix-daemon of a guest. Closing it fully (dropping it) ends what the guest does for it.
 #[derive(Debug)]
@@ -27,6 +33,64 @@ pub struct Hop {
     /// What the nix-daemon has answered to the number that a client's greeting begins with, where that was sent already.
     /// Empty on a hop over which nothing went yet.
     pub greeted: Vec<u8>,
+    /// Where the port itself can be had, in place of a pump that carries its bytes.
+    port: Option<PortOnRequest>,
+}
+
+/// Asks the one who pumps a port's bytes for the port.
+#[derive(Debug)]
+pub(super) struct PortOnRequest {
+    request: oneshot::Sender<oneshot::Sender<UnixStream>>,
+    /// The VM's private folder.
+    folder: PathBuf,
+}
+
+/// A guest's port itself, for another process to go on with. Closing it closes the hop.
+#[derive(Debug)]
+pub struct DetachedPort {
+    /// QEMU's socket. Its reads do not end when the guest closes the port; the hop's do.
+    pub stream: UnixStream,
+    /// As long as somebody has this open, a manager that comes after this one leaves the VM alone.
+    pub hold: File,
+}
+
+/// The file in a VM's private folder on which there is a lock while a process other than the manager uses the VM.
+const HOLD: &str = "held";
+
+/// Locks a VM's folder for a process that goes on with one of its ports. The lock belongs to the open file, and so to whoever
+/// is given it.
+fn hold(folder: &Path) -> io::Result<File> {
+    let file = open_hold(folder, true)?;
+    flock(&file, FlockOperation::NonBlockingLockShared)?;
+    Ok(file)
+}
+
+/// Whether some process holds a VM.
+pub(super) fn is_held(folder: &Path) -> io::Result<bool> {
+    let file = match open_hold(folder, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        locked => locked.map(|()| false).map_err(io::Error::from),
+    }
+}
+
+fn open_hold(folder: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).mode(0o600);
+    options.open(folder.join(HOLD))
+}
+
+impl PortOnRequest {
+    /// For a port of the VM whose private folder this is; the other end hears of the request.
+    pub(super) fn channel(
+        folder: PathBuf,
+    ) -> (Self, oneshot::Receiver<oneshot::Sender<UnixStream>>) {
+        let (request, requested) = oneshot::channel();
+        (Self { request, folder }, requested)
+    }
 }
 
 impl Hop {
@@ -35,7 +99,31 @@ impl Hop {
         Self {
             stream,
             greeted: Vec::new(),
+            port: None,
         }
+    }
+
+    /// One whose port can be had instead.
+    pub(super) fn of_port(stream: UnixStream, port: PortOnRequest) -> Self {
+        Self {
+            port: Some(port),
+            ..Self::new(stream)
+        }
+    }
+
+    /// The port itself, before anything but the greeting went over the hop. The hop stays: it ends when the guest has closed
+    /// the port and all that it had sent can be read from it; and dropping it says that the port is not used any more.
+    /// `None` where there is no other way into the guest than over the hop.
+    pub async fn detach(&mut self) -> anyhow::Result<Option<DetachedPort>> {
+        let Some(PortOnRequest { request, folder }) = self.port.take() else {
+            return Ok(None);
+        };
+        let hold = hold(&folder).with_context(|| format!("locking `{}`", folder.display()))?;
+        let (reply, stream) = oneshot::channel();
+        // Without somebody to answer the VM is gone.
+        let _ = request.send(reply);
+        let stream = stream.await.context("the VM's port is closed")?;
+        Ok(Some(DetachedPort { stream, hold }))
     }
 
     /// Whether the guest still waits for what comes over it.
@@ -45,28 +133,28 @@ impl Hop {
     }
 }
 
-/// Carries bytes between a hop's far end and QEMU's socket of the port, until either side has closed, and closes both.
+/// Carries bytes between a hop's far end and QEMU's socket of the port, until either side has closed.
 ///
 /// QEMU's socket does not end when the guest closes the port: `guest_closed` tells that instead, and `turn` resolves
 /// when QEMU's main loop has had a turn.
 pub(super) async fn pump<T>(
-    hop: UnixStream,
-    port: UnixStream,
+    hop: &mut UnixStream,
+    port: &mut UnixStream,
     guest_closed: impl Future<Output = ()>,
     turn: impl Fn() -> T,
 ) where
     T: Future<Output = ()>,
 {
-    let (from_hop, to_hop) = hop.into_split();
-    let (from_port, to_port) = port.into_split();
-    // Which side it was, and how, is of no interest: dropping the sockets closes both fully.
+    let (from_hop, to_hop) = hop.split();
+    let (from_port, to_port) = port.split();
+    // Which side it was, and how, is of no interest: the caller closes both fully.
     tokio::select! {
         _ = inward(from_hop, to_port) => {}
         _ = outward(from_port, to_hop, guest_closed, turn) => {}
     }
 }
 
-async fn inward(mut from_hop: OwnedReadHalf, mut to_port: OwnedWriteHalf) -> io::Result<()> {
+async fn inward(mut from_hop: ReadHalf<'_>, mut to_port: WriteHalf<'_>) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = from_hop.read(&mut chunk).await?;
@@ -84,15 +172,15 @@ async fn inward(mut from_hop: OwnedReadHalf, mut to_port: OwnedWriteHalf) -> io:
 }
 
 /// Whether the other end of the hop was dropped. A read would tell only after all that it had sent.
-fn is_gone(hop: &OwnedReadHalf) -> bool {
+fn is_gone(hop: &ReadHalf<'_>) -> bool {
     hop.ready(Interest::WRITABLE)
         .now_or_never()
         .is_some_and(|ready| ready.is_ok_and(tokio::io::Ready::is_write_closed))
 }
 
 async fn outward<T>(
-    mut from_port: OwnedReadHalf,
-    mut to_hop: OwnedWriteHalf,
+    mut from_port: ReadHalf<'_>,
+    mut to_hop: WriteHalf<'_>,
     guest_closed: impl Future<Output = ()>,
     turn: impl Fn() -> T,
 ) -> io::Result<()>
@@ -123,7 +211,7 @@ where
 }
 
 /// Reads what is there now; `None` when that is nothing. tokio's own `try_read` asks its memory and not the socket.
-fn received(from_port: &OwnedReadHalf, chunk: &mut [u8]) -> io::Result<Option<usize>> {
+fn received(from_port: &ReadHalf<'_>, chunk: &mut [u8]) -> io::Result<Option<usize>> {
     let socket: &UnixStream = from_port.as_ref();
     match recv(socket, chunk, RecvFlags::DONTWAIT) {
         Ok((0, _)) | Err(rustix::io::Errno::AGAIN) => Ok(None),
@@ -142,15 +230,15 @@ mod tests {
 
     /// The user's end of a hop, QEMU's end of the port's socket, and the way to say that the guest has closed.
     fn pumped() -> (UnixStream, UnixStream, oneshot::Sender<()>) {
-        let (user, hop) = UnixStream::pair().unwrap();
-        let (port, qemu) = UnixStream::pair().unwrap();
+        let (user, mut hop) = UnixStream::pair().unwrap();
+        let (mut port, qemu) = UnixStream::pair().unwrap();
         let (close, closed) = oneshot::channel();
         let guest_closed = async move {
             if closed.await.is_err() {
                 pending::<()>().await;
             }
         };
-        tokio::spawn(pump(hop, port, guest_closed, || ready(())));
+        tokio::spawn(async move { pump(&mut hop, &mut port, guest_closed, || ready(())).await });
         (user, qemu, close)
     }
 

@@ -27,6 +27,11 @@ mod thaw;
 mod timers;
 mod wait;
 
+#[cfg(fuzzing)]
+pub use agent::read_line;
+#[cfg(fuzzing)]
+pub use qmp::filtered;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,7 +39,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use agent::GuestOutput;
-pub use hop::Hop;
+pub use hop::{DetachedPort, Hop};
 pub use qemu::{Qemu, QemuVm};
 
 use crate::config::vm::{Accel, Network, VmProfile};

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::agent::{Agent, GuestOutput, GuestPid};
 use super::command::port_id;
 use super::guest_text::quoted;
-use super::hop::{Hop, pump};
+use super::hop::{Hop, PortOnRequest, QUIET_TURNS, pump};
 use super::machine::EndWatch;
 use super::qmp::Qmp;
 use super::start::DEATH_LIMIT;
@@ -123,8 +124,10 @@ impl Port {
         match opened.map_err(anyhow::Error::from).flatten() {
             Ok(()) => {
                 let (user, far) = UnixStream::pair().context("making a pair of sockets")?;
-                tokio::spawn(self.carry(far, stream, session, permit));
-                Ok(Hop::new(user))
+                let folder = self.socket.parent().context("the port is in no folder")?;
+                let (port, wanted) = PortOnRequest::channel(folder.to_owned());
+                tokio::spawn(self.carry(far, stream, wanted, session, permit));
+                Ok(Hop::of_port(user, port))
             }
             // The agent has told how it ended, and forgotten it.
             Err(error) if error.is::<SessionFailed>() => Err(error),
@@ -157,17 +160,43 @@ impl Port {
     /// A hop's life after its opening.
     async fn carry(
         self: Arc<Self>,
-        far: UnixStream,
-        stream: UnixStream,
+        mut far: UnixStream,
+        mut stream: UnixStream,
+        wanted: oneshot::Receiver<oneshot::Sender<UnixStream>>,
         session: GuestPid,
         permit: OwnedSemaphorePermit,
     ) {
-        let turn = || async {
-            // Without a monitor QEMU is gone, and with it what it had to say.
-            let _ = self.is_open().await;
+        let wanted = tokio::select! {
+            () = pump(&mut far, &mut stream, self.closed_by_guest(), || self.turn()) => None,
+            Ok(by) = wanted => Some(by),
         };
-        pump(far, stream, self.closed_by_guest(), turn).await;
+        match wanted {
+            Some(by) => {
+                // Whoever wanted it may have gone, and then the port is closed here.
+                let _ = by.send(stream);
+                self.watch_detached(far).await;
+            }
+            None => drop((far, stream)),
+        }
         self.follow_to_the_end(session, permit).await;
+    }
+
+    /// Returns, and ends the hop, when the guest has closed a port that somebody else reads, or that one has let go of it.
+    async fn watch_detached(&self, mut far: UnixStream) {
+        let mut nothing = [0];
+        tokio::select! {
+            // Nothing is ever written to it.
+            _ = far.read(&mut nothing) => {}
+            () = self.closed_by_guest() => for _ in 0..QUIET_TURNS {
+                self.turn().await;
+            },
+        }
+    }
+
+    /// Lets QEMU's main loop have a turn.
+    async fn turn(&self) {
+        // Without a monitor QEMU is gone, and with it what it had to say.
+        let _ = self.is_open().await;
     }
 
     /// Gives the port back once the guest's session has ended.

@@ -10,6 +10,7 @@
 pub mod inputs;
 pub mod namespace;
 pub mod nix;
+pub mod user;
 pub mod vm;
 
 use std::ffi::OsStr;

@@ -71,7 +71,10 @@ impl<'a> Nix<'a> {
         );
         fs::write(installation.path().join("nix.conf"), conf).unwrap();
         // Not `ok`, which puts another word for the folder that the key is in.
-        let machines = installation.command(&["machines"]).output().unwrap();
+        let machines = installation
+            .command(&["machines", "--transport", "ssh", "--nix-version", "2.8"])
+            .output()
+            .unwrap();
         assert!(machines.status.success(), "{}", stderr(&machines));
         Self {
             installation,

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "../captures/capture.rs"]
+mod capture;
 mod login;
 mod nix;
 mod refusals;
+mod replay;
 mod rig;
 mod sessions;

@@ -154,7 +154,7 @@ async fn what_is_no_fetch_is_refused_on_a_vm_that_has_had_its_build() {
     // A build is refused in the protocol, what is not known on standard error.
     for (number, told, said) in [
         (36_u64, stderr::error(V, text), String::new()),
-        (9, Vec::new(), format!("{text}\n")),
+        (20, Vec::new(), format!("{text}\n")),
     ] {
         let (mut client, session) = rig.parked().await;
         let mut guest = grant_with(&session, true).await;

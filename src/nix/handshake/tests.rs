@@ -177,6 +177,27 @@ proptest! {
     }
 
     #[test]
+    fn both_sides_agree_on_the_older_of_two_versions(ours in a_version(), theirs in a_version(), cut in 1..40_usize) {
+        let promise = Promise { version: theirs, ..promise() };
+        let mut server = ServerSide::new(promise);
+        let mut client = ClientSide { least: Version::OLDEST, ..ClientSide::new(ours) };
+        let expected = ours.min(theirs).min(Version::PROMISED);
+        let mut replies = Vec::new();
+        for part in client.hello().chunks(cut) {
+            match server.receive(part).unwrap() {
+                ServerProgress::More { reply } => replies.extend(reply),
+                ServerProgress::Done { reply, version, rest } => {
+                    replies.extend(reply);
+                    prop_assert_eq!((version, rest), (expected, Vec::new()));
+                }
+            }
+        }
+        let nix = expected.has(33).then(|| "2.26.3".to_owned());
+        let done = client.receive(&replies).unwrap();
+        prop_assert_eq!(done, ClientProgress::Done { version: expected, nix, rest: Vec::new() });
+    }
+
+    #[test]
     fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = ServerSide::new(promise()).receive(&bytes);
         let _ = ClientSide::new(Version::PROMISED).receive(&bytes);

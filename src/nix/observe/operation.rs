@@ -10,6 +10,12 @@ use crate::nix::wire::Version;
 pub enum Operation {
     /// 1: is this path there?
     IsValidPath,
+    /// 7: take this file or folder.
+    AddToStore,
+    /// 9: build these derivations, which are in the store.
+    BuildPaths,
+    /// 11: keep this path as long as we are connected.
+    AddTempRoot,
     /// 26: what is known of this path?
     QueryPathInfo,
     /// 31: which inputs does the guest have?
@@ -18,10 +24,16 @@ pub enum Operation {
     BuildDerivation,
     /// 38: give me this path.
     NarFromPath,
+    /// 40: what of this would have to be built?
+    QueryMissing,
+    /// 41: which outputs does this derivation have?
+    QueryDerivationOutputMap,
     /// 43: what was built for this output of a content-addressed derivation?
     QueryRealisation,
     /// 44: take these inputs.
     AddMultipleToStore,
+    /// 46: build these derivations, which are in the store, and say how it went.
+    BuildPathsWithResults,
 }
 
 /// What follows `LAST`.
@@ -39,6 +51,15 @@ const WANTED: &[Item] = &[Item::Wanted];
 
 const QUERY_VALID_PATHS: &[Item] = &[Item::List(STRING), Item::Number];
 const QUERY_VALID_PATHS_BEFORE_1_27: &[Item] = STRINGS;
+/// Name, method, references, repair, then the content in frames; since 1.25.
+const ADD_TO_STORE: &[Item] = &[
+    Item::String,
+    Item::String,
+    Item::List(STRING),
+    Item::Number,
+    Item::Frames,
+];
+const PATHS_AND_MODE: &[Item] = &[Item::List(STRING), Item::Number];
 /// Repair, no signature checks, then infos and NARs in frames.
 const ADD_MULTIPLE_TO_STORE: &[Item] = &[Item::Number, Item::Number, Item::Frames];
 const BUILD_DERIVATION: &[Item] = &[
@@ -62,6 +83,26 @@ const PATH_INFO: &[Item] = &[Item::Optional(&[
     Item::List(STRING), // signatures
     Item::String,       // content address
 ])];
+/// The path, then the same.
+const ADDED: &[Item] = &[
+    Item::String,
+    Item::String,
+    Item::String,
+    Item::List(STRING),
+    Item::Number,
+    Item::Number,
+    Item::Number,
+    Item::List(STRING),
+    Item::String,
+];
+/// What would be built, what fetched, what cannot be had; bytes to fetch, bytes of NARs.
+const MISSING: &[Item] = &[
+    Item::List(STRING),
+    Item::List(STRING),
+    Item::List(STRING),
+    Item::Number,
+    Item::Number,
+];
 
 /// Outputs and what was built for them, as JSON.
 const BUILT_OUTPUTS: Item = Item::List(&[Item::String, Item::String]);
@@ -90,17 +131,47 @@ const BUILD_RESULT_BEFORE_1_37: &[Item] = &[
 const BUILD_RESULT_BEFORE_1_29: &[Item] = &[Item::WantedNumber, Item::String, BUILT_OUTPUTS];
 const BUILD_RESULT_BEFORE_1_28: &[Item] = &[Item::WantedNumber, Item::String];
 
+/// A derivation with its outputs, and how its build went; the operation came with 1.34.
+const BUILD_RESULTS: &[Item] = &[Item::List(&[
+    Item::String,
+    Item::Number,
+    Item::String,
+    Item::Number,
+    Item::Number,
+    Item::Number,
+    Item::Number,
+    MICROSECONDS,
+    MICROSECONDS,
+    BUILT_OUTPUTS,
+])];
+const BUILD_RESULTS_BEFORE_1_37: &[Item] = &[Item::List(&[
+    Item::String,
+    Item::Number,
+    Item::String,
+    Item::Number,
+    Item::Number,
+    Item::Number,
+    Item::Number,
+    BUILT_OUTPUTS,
+])];
+
 impl Operation {
     /// The operation that a client begins with this number, if it can be watched.
     pub fn from_number(number: u64) -> Option<Self> {
         match number {
             1 => Some(Self::IsValidPath),
+            7 => Some(Self::AddToStore),
+            9 => Some(Self::BuildPaths),
+            11 => Some(Self::AddTempRoot),
             26 => Some(Self::QueryPathInfo),
             31 => Some(Self::QueryValidPaths),
             36 => Some(Self::BuildDerivation),
             38 => Some(Self::NarFromPath),
+            40 => Some(Self::QueryMissing),
+            41 => Some(Self::QueryDerivationOutputMap),
             43 => Some(Self::QueryRealisation),
             44 => Some(Self::AddMultipleToStore),
+            46 => Some(Self::BuildPathsWithResults),
             _ => None,
         }
     }
@@ -122,26 +193,57 @@ impl Operation {
             | Self::QueryPathInfo
             | Self::NarFromPath
             | Self::QueryRealisation => true,
-            Self::QueryValidPaths | Self::BuildDerivation | Self::AddMultipleToStore => false,
+            Self::AddToStore
+            | Self::BuildPaths
+            | Self::AddTempRoot
+            | Self::QueryValidPaths
+            | Self::BuildDerivation
+            | Self::QueryMissing
+            | Self::QueryDerivationOutputMap
+            | Self::AddMultipleToStore
+            | Self::BuildPathsWithResults => false,
         }
     }
 
     /// Whether it is a build or a part of one: it builds, or brings what is to be built with.
     pub fn builds(self) -> bool {
         match self {
-            Self::BuildDerivation | Self::AddMultipleToStore => true,
+            Self::AddToStore
+            | Self::BuildPaths
+            | Self::BuildDerivation
+            | Self::AddMultipleToStore
+            | Self::BuildPathsWithResults => true,
             Self::IsValidPath
+            | Self::AddTempRoot
             | Self::QueryPathInfo
             | Self::QueryValidPaths
             | Self::NarFromPath
+            | Self::QueryMissing
+            | Self::QueryDerivationOutputMap
             | Self::QueryRealisation => false,
+        }
+    }
+
+    /// Whether its shape in this version is known.
+    pub(super) fn has_shape(self, version: Version) -> bool {
+        match self {
+            // Its content was not in frames.
+            Self::AddToStore => version.has(25),
+            _ => true,
         }
     }
 
     /// The request's shape.
     pub(super) fn request(self, version: Version) -> &'static [Item] {
         match self {
-            Self::IsValidPath | Self::QueryPathInfo | Self::QueryRealisation => STRING,
+            Self::IsValidPath
+            | Self::AddTempRoot
+            | Self::QueryPathInfo
+            | Self::QueryDerivationOutputMap
+            | Self::QueryRealisation => STRING,
+            Self::AddToStore => ADD_TO_STORE,
+            Self::BuildPaths | Self::BuildPathsWithResults => PATHS_AND_MODE,
+            Self::QueryMissing => STRINGS,
             Self::NarFromPath => WANTED,
             Self::QueryValidPaths if version.has(27) => QUERY_VALID_PATHS,
             Self::QueryValidPaths => QUERY_VALID_PATHS_BEFORE_1_27,
@@ -153,7 +255,12 @@ impl Operation {
     /// The reply's shape.
     pub(super) fn reply(self, version: Version) -> Reply {
         Reply::Items(match self {
-            Self::IsValidPath => NUMBER,
+            Self::IsValidPath | Self::AddTempRoot | Self::BuildPaths => NUMBER,
+            Self::AddToStore => ADDED,
+            Self::QueryMissing => MISSING,
+            Self::QueryDerivationOutputMap => &[Item::List(&[Item::String, Item::String])],
+            Self::BuildPathsWithResults if version.has(37) => BUILD_RESULTS,
+            Self::BuildPathsWithResults => BUILD_RESULTS_BEFORE_1_37,
             Self::QueryPathInfo => PATH_INFO,
             // Before 1.31 the realisations are paths, since then JSON.
             Self::QueryValidPaths | Self::QueryRealisation => STRINGS,

@@ -122,6 +122,21 @@ fn who_waits_is_told_of_a_vm_that_has_just_built_what_is_wanted() {
 }
 
 #[test]
+fn who_waits_for_a_path_that_is_lost_goes_to_no_other_vm_of_its_builders() {
+    let (mut pool, now) = busy(Reuse::Never, 2);
+    pool.handle(now, built(1, &["dev"]));
+    pool.handle(now, fetch(3, 7, "dev"));
+    // The slot that has built it has another VM by now.
+    let other = Event::SessionOpened(SessionId(4), claim("anna", 1, Purpose::Build));
+    pool.handle(now, other);
+    pool.handle(now, close(2));
+    pool.handle(now, gone(2));
+    assert_eq!(pool.handle(now, ready(3)), [assign(4, 3)]);
+    pool.handle(now, Event::VmExited(VmId(1), failed("killed")));
+    assert_eq!(pool.status(now).queued[0].home, None);
+}
+
+#[test]
 fn nobody_fetches_from_another_clients_vm() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     pool.handle(now, built(1, &["out", "dev"]));

@@ -158,8 +158,8 @@ async fn an_unknown_operation_reaches_no_vm_that_has_had_its_build() {
     for cut in [3, 16] {
         let (mut rig, session, mut guest) = fetching().await;
         answer(&mut rig, &mut guest).await;
-        let build_paths = [9_u64.to_le_bytes(), [0; 8]].concat();
-        for part in [&build_paths[..cut], &build_paths[cut..]] {
+        let collect_garbage = [20_u64.to_le_bytes(), [0; 8]].concat();
+        for part in [&collect_garbage[..cut], &collect_garbage[cut..]] {
             rig.client.write_all(part).await.unwrap();
             tokio::task::yield_now().await;
         }

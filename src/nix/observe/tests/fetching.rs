@@ -107,13 +107,37 @@ fn what_is_unknown_may_leave_outputs() {
     uploading.from_client(&upload());
     uploading.from_server(&message(&[stderr::LAST]));
     assert!(!uploading.outputs_remain(), "nothing was built");
-    uploading.from_client(&message(&[46]));
+    uploading.from_client(&message(&[20]));
     assert!(uploading.outputs_remain());
 
     let mut fetched = built(V, &OUTPUTS[..1], 0);
     fetch(&mut fetched, OUTPUTS[0]);
-    fetched.from_client(&message(&[9]));
+    fetched.from_client(&message(&[20]));
     assert!(fetched.outputs_remain());
+}
+
+#[test]
+fn a_build_of_derivations_in_the_store_may_leave_outputs() {
+    for (number, reply) in [(9, vec![1]), (46, vec![0])] {
+        let mut observer = Observer::new(V);
+        let mut request = message(&[number]);
+        put_strings(&mut request, &[format!("{DRV}!*")]);
+        put_number(&mut request, 0);
+        observer.from_client(&request);
+        assert!(observer.operation().unwrap().builds());
+        observer.from_server(&[message(&[stderr::LAST]), message(&reply)].concat());
+        assert_eq!((observer.operation(), observer.is_watching()), (None, true));
+        fetch(&mut observer, OUTPUTS[0]);
+        assert!(observer.outputs_remain());
+    }
+}
+
+#[test]
+fn files_before_1_25_came_in_a_shape_that_is_not_known() {
+    let version = Version::new(1, 24);
+    let mut observer = Observer::new(version);
+    assert!(observer.from_client(&message(&[7])).is_empty());
+    assert!(!observer.is_watching());
 }
 
 #[test]

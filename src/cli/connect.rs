@@ -1,0 +1,63 @@
+//! `xpool connect`.
+
+use std::io::ErrorKind;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use super::Context;
+use crate::connect::helper::Connection;
+use crate::connect::stdio;
+use crate::control::client::ControlError;
+use crate::manager::ticket::{First, SessionRequest, Share};
+use crate::nix::handshake::Promise;
+use crate::nix::slot::SlotName;
+use crate::session::{self, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectArgs {
+    /// What Nix came in by: a slot of `xpool machines --transport local`, such as riscv64-00; or a machine that is
+    /// there, such as vm-riscv64-1
+    slot: String,
+    /// What Nix adds to the program of a store; has no meaning of its own
+    #[arg(long, hide = true)]
+    stdio: bool,
+}
+
+pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
+    let socket = context.paths.connect_socket();
+    let connection = Connection::open(&socket)
+        .await
+        .map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning { socket }
+            }
+            _ => ControlError::Socket { socket, source },
+        })?;
+    let SlotName { system, .. } = SlotName::parse(&args.slot)
+        .with_context(|| format!("`{}` is no slot; `xpool machines` lists them", args.slot))?;
+    // Who it is, the manager sees for itself.
+    let request = SessionRequest {
+        system,
+        slot: args.slot.clone(),
+        seat: args.slot.clone(),
+        client: "local".to_owned(),
+        key: "local".to_owned(),
+        share: Share::Host,
+        first: First::Other,
+    };
+    let (input, output) = (stdio::input()?, stdio::output()?);
+    let desk = connection.desk();
+    let outcome = session::serve(input, output, &desk, request, &Promise::of_xpool()).await;
+    if let Some(message) = outcome.hook_message() {
+        context.printer.say(&message);
+    }
+    match outcome {
+        Outcome::Untold { text, .. } => bail!(text),
+        // Who was told in the protocol shows that.
+        Outcome::Told { .. }
+        | Outcome::NoDemand
+        | Outcome::LeftWaiting
+        | Outcome::Served { .. } => Ok(()),
+    }
+}

@@ -1,0 +1,172 @@
+//! What Nix and ssh on this machine read: machines files while a manager serves, and an ssh configuration.
+//!
+//! The machines go away with the manager, and a system's while it goes down: Nix gives a build up when a machine that it
+//! knows of does not answer. What a killed manager leaves, the next command that finds no manager takes away.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::gateway::keys::GatewayKeys;
+use crate::manager::status::Status;
+use crate::nix::System;
+use crate::nix::client::Form;
+use crate::nix::machines::{BuildMachine, Endpoint, UnfitPath, ssh_config, ssh_host};
+use crate::paths::Paths;
+use crate::pool::Mode;
+use crate::state;
+
+/// How many machines of each system Nix is told of.
+type Counts = BTreeMap<System, u32>;
+
+/// The files of a manager that serves, which are removed when the value is dropped.
+#[derive(Debug)]
+pub struct ClientFiles {
+    config: Config,
+    paths: Paths,
+    endpoint: Endpoint,
+    told: Counts,
+}
+
+impl ClientFiles {
+    /// Writes all of them. The control socket is there already: nobody may take the files for a dead manager's.
+    pub fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
+        write_ssh(config.listen, paths, keys)?;
+        let files = Self {
+            config: config.clone(),
+            paths: paths.clone(),
+            endpoint: endpoint(config.listen, paths, keys)?,
+            told: counts(config, &Status::default()),
+        };
+        files.write_machines(&files.told)?;
+        Ok(files)
+    }
+
+    /// Keeps the machines as the pools are, until the manager ends.
+    pub async fn follow(mut self, mut changes: watch::Receiver<Status>) {
+        loop {
+            let counts = counts(&self.config, &changes.borrow_and_update());
+            if counts != self.told {
+                info!(?counts, "Nix is told of other machines");
+                match self.write_machines(&counts) {
+                    Ok(()) => self.told = counts,
+                    // Tried again at the next change.
+                    Err(error) => warn!("{error:#}"),
+                }
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write_machines(&self, counts: &Counts) -> Result<()> {
+        let _lock = state::lock(&self.paths.machines_lock())?;
+        for form in Form::ALL {
+            match lines(&self.endpoint, form, counts) {
+                Ok(lines) => state::write_atomically(&self.paths.machines(form), &lines)?,
+                Err(unfit) if form == Form::default() => {
+                    warn!("Nix is told of no machines: {unfit}");
+                }
+                Err(unfit) => debug!(form = form.name(), "no machines file: {unfit}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ClientFiles {
+    fn drop(&mut self) {
+        let _lock = state::lock(&self.paths.machines_lock());
+        remove_machines(&self.paths);
+    }
+}
+
+/// What clients reach the manager of this state folder by.
+pub fn endpoint(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Result<Endpoint> {
+    Ok(Endpoint {
+        listen,
+        key: keys.client_file(),
+        host_key_base64: keys.machine_field(),
+        program: std::env::current_exe().context("finding xpool's own program")?,
+        state: paths.state().to_owned(),
+    })
+}
+
+/// Writes what ssh has to know of the gateway. It stays when the manager ends: without machines, nobody asks ssh.
+pub fn write_ssh(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Result<()> {
+    let known_hosts = paths.known_hosts();
+    let known = System::ALL.map(|system| keys.known_hosts_line(&ssh_host(system)) + "\n");
+    state::write_atomically(&known_hosts, &known.concat())?;
+    let config = ssh_config(&System::ALL, listen, &keys.client_file(), &known_hosts);
+    state::write_atomically(&paths.ssh_config(), &config)
+}
+
+/// Takes away the machines that a killed manager has left; nothing happens where one serves.
+pub fn forget_dead(paths: &Paths) -> Result<()> {
+    if !Form::ALL.iter().any(|form| paths.machines(*form).exists()) {
+        return Ok(());
+    }
+    let _lock = state::lock(&paths.machines_lock())?;
+    // Asked under the lock: a manager has its socket before it writes its machines.
+    match UnixStream::connect(paths.control_socket()) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            remove_machines(paths);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn remove_machines(paths: &Paths) {
+    for form in Form::ALL {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(paths.machines(form));
+    }
+}
+
+fn lines(endpoint: &Endpoint, form: Form, counts: &Counts) -> Result<String, UnfitPath> {
+    let mut lines = String::new();
+    for (system, count) in counts {
+        for machine in endpoint.machines(form, *system, *count)? {
+            lines += &BuildMachine::line(&machine);
+            lines.push('\n');
+        }
+    }
+    Ok(lines)
+}
+
+/// As many as suit what may run by now, which `up` can raise; none of a system that goes down.
+fn counts(config: &Config, status: &Status) -> Counts {
+    let count = |system: &System| {
+        let pool = &config.systems[system];
+        match status
+            .systems
+            .iter()
+            .find(|status| status.system == *system)
+        {
+            Some(status) if status.mode == Mode::Draining => 0,
+            Some(status) => pool.build_machines(status.max_vms),
+            None => pool.build_machines(pool.policy.max_vms.get()),
+        }
+    };
+    config
+        .systems
+        .keys()
+        .map(|system| (*system, count(system)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! Where the Nix and the ssh of this user read their configuration, by the environment.
+
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+
+use crate::paths::NoHome;
+
+/// The files that `xpool machines --install` changes, and what it has to look at for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientPlaces {
+    /// The folder of this machine's Nix: nix.conf and machines.
+    pub nix: PathBuf,
+    /// The nix.conf that is to have the machines.
+    pub nix_conf: PathBuf,
+    /// The ssh configuration that is to have the gateway.
+    pub ssh: SshPlace,
+}
+
+/// An ssh configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SshPlace {
+    /// A file of its own, which the machine's configuration must include.
+    Machine {
+        /// The file.
+        file: PathBuf,
+        /// What includes it.
+        by: PathBuf,
+    },
+    /// The user's configuration.
+    User(PathBuf),
+}
+
+impl SshPlace {
+    /// The file that is changed.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Machine { file, .. } | Self::User(file) => file,
+        }
+    }
+}
+
+impl ClientPlaces {
+    /// This machine's for root, and the user's own for everybody else.
+    pub fn this() -> Result<Self, NoHome> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let nix = variable("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
+        if rustix::process::geteuid().is_root() {
+            return Ok(Self {
+                nix_conf: nix.join("nix.conf"),
+                nix,
+                ssh: SshPlace::Machine {
+                    file: "/etc/ssh/ssh_config.d/xpool.conf".into(),
+                    by: "/etc/ssh/ssh_config".into(),
+                },
+            });
+        }
+        let xdg = etcetera::base_strategy::Xdg::new().map_err(|_| NoHome)?;
+        // Nix reads these instead of its usual file; the first one wins over the others.
+        let named = variable("NIX_USER_CONF_FILES");
+        let named = named.and_then(|files| std::env::split_paths(&files).next());
+        Ok(Self {
+            nix,
+            nix_conf: named.unwrap_or_else(|| xdg.config_dir().join("nix/nix.conf")),
+            ssh: SshPlace::User(xdg.home_dir().join(".ssh/config")),
+        })
+    }
+}

@@ -1,0 +1,255 @@
+//! What the manager and the local helper say to each other over a Unix socket: a JSON object a line, some with descriptors.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::manager::ticket::{First, SessionReport};
+
+/// The longest line, in bytes: the inputs of a build, a hundred thousand paths at the most.
+const LONGEST_LINE: usize = 64 << 20;
+
+/// The most descriptors of one message: a port, and the hold on its VM.
+const MOST_DESCRIPTORS: usize = 2;
+
+/// What a helper says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ToManager {
+    /// It wants a VM: the first message, and the only one of its kind.
+    Open {
+        /// What it came in by: `riscv64-03`.
+        slot: String,
+        /// What its client asks for first.
+        first: First,
+    },
+    /// What is done in the session.
+    Report(SessionReport),
+    /// The session is over: the last message.
+    Ended {
+        /// Whether outputs may still be fetched.
+        unfetched: bool,
+    },
+}
+
+/// What the manager says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ToHelper {
+    /// The session waits; the text is for the person who waits.
+    Waiting(String),
+    /// It has a VM. Comes with the port of the guest, and with a hold on the VM where there is one.
+    Granted {
+        /// The VM's name.
+        vm: String,
+        /// What the guest's nix-daemon has said already; see [`Hop::greeted`](crate::vm::Hop).
+        greeted: Vec<u8>,
+        /// See [`Grant::fetch_only`](crate::manager::ticket::Grant).
+        fetch_only: bool,
+    },
+    /// The guest has the inputs that it need not be sent, or will not have them.
+    InputsArrived,
+    /// The guest has closed the port. What it had sent can still be read.
+    GuestClosed,
+    /// The session gets no VM, for this reason.
+    Rejected(String),
+    /// The VM that it was using has ended.
+    VmGone {
+        /// The VM's name.
+        vm: String,
+        /// What happened.
+        cause: String,
+        /// The console log to read.
+        log: PathBuf,
+    },
+}
+
+/// Both directions of a connection.
+pub(super) fn split(stream: UnixStream) -> (Reader, Writer) {
+    let stream = Arc::new(stream);
+    let reader = Reader {
+        stream: stream.clone(),
+        received: Vec::new(),
+        searched: 0,
+        descriptors: VecDeque::new(),
+    };
+    (reader, Writer { stream })
+}
+
+/// The receiving direction.
+#[derive(Debug)]
+pub(super) struct Reader {
+    stream: Arc<UnixStream>,
+    received: Vec<u8>,
+    /// How many of these bytes are known to have no line's end.
+    searched: usize,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Reader {
+    /// The next message; `None` at the end of the connection. Cancel safe.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            if let Some(end) = self.received[self.searched..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
+                let line: Vec<u8> = self.received.drain(..=self.searched + end).collect();
+                self.searched = 0;
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            self.searched = self.received.len();
+            if self.searched > LONGEST_LINE {
+                return Err(io::Error::other("the other side says too much at once"));
+            }
+            if self.receive().await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next descriptor that came with what was received so far.
+    pub(super) fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    async fn receive(&mut self) -> io::Result<usize> {
+        let (descriptors, received) = (&mut self.descriptors, &mut self.received);
+        let stream = &*self.stream;
+        let read = || {
+            let mut chunk = [0; 16 * 1024];
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let message = recvmsg(
+                stream,
+                &mut [IoSliceMut::new(&mut chunk)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )?;
+            for ancillary in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
+                    descriptors.extend(rights);
+                }
+            }
+            received.extend_from_slice(&chunk[..message.bytes]);
+            Ok(message.bytes)
+        };
+        stream.async_io(Interest::READABLE, read).await
+    }
+}
+
+/// The sending direction.
+#[derive(Debug)]
+pub(super) struct Writer {
+    stream: Arc<UnixStream>,
+}
+
+impl Writer {
+    /// Sends a message.
+    pub(super) async fn send(&self, message: &impl Serialize) -> io::Result<()> {
+        self.send_with(message, &[]).await
+    }
+
+    /// Sends a message with descriptors, which stay open here.
+    pub(super) async fn send_with(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let mut sent = 0;
+        while sent < line.len() {
+            // With the first bytes only.
+            let with = if sent == 0 { descriptors } else { &[] };
+            let write = || {
+                let mut space =
+                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if !with.is_empty() && !control.push(SendAncillaryMessage::ScmRights(with)) {
+                    return Err(io::Error::other("too many descriptors for one message"));
+                }
+                let rest = [IoSlice::new(&line[sent..])];
+                let n = sendmsg(
+                    self.stream.as_fd(),
+                    &rest,
+                    &mut control,
+                    SendFlags::NOSIGNAL,
+                )?;
+                Ok(n)
+            };
+            sent += self.stream.async_io(Interest::WRITABLE, write).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_arrive_whole_and_in_order() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let ((_, writer), (mut reader, _)) = (split(one), split(other));
+        let long = "x".repeat(1 << 20);
+        let sending = tokio::spawn({
+            let long = long.clone();
+            async move {
+                writer.send(&ToHelper::Waiting("one".into())).await.unwrap();
+                writer.send(&ToHelper::Waiting(long)).await.unwrap();
+            }
+        });
+        for expected in ["one".to_owned(), long] {
+            match reader.next().await.unwrap() {
+                Some(ToHelper::Waiting(text)) => assert!(text == expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        sending.await.unwrap();
+        assert!(reader.next::<ToHelper>().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_arrives_with_its_message() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let ((_, writer), (mut reader, _)) = (split(one), split(other));
+        let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let message = ToHelper::InputsArrived;
+        writer.send_with(&message, &[far.as_fd()]).await.unwrap();
+        drop(far);
+        reader.next::<ToHelper>().await.unwrap().unwrap();
+        let passed = reader.descriptor().unwrap();
+        near.write_all(b"through").unwrap();
+        drop(near);
+        let mut text = String::new();
+        std::os::unix::net::UnixStream::from(passed)
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "through");
+        assert!(reader.descriptor().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_an_error() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (mut reader, _) = split(other);
+        one.try_write(b"GET / HTTP/1.1\r\n").unwrap();
+        reader.next::<ToManager>().await.unwrap_err();
+    }
+}

@@ -1,0 +1,20 @@
+//! The command line of a client's SSH session: what is taken for a wish for nix-daemon asks for nothing beside.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    if xpool::gateway::may_run(data) {
+        let text = String::from_utf8_lossy(data);
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        assert!(words.len() <= 3, "{words:?}");
+        assert!(
+            words[words.len() - 1].trim_matches(['\'', '"']) == "--stdio",
+            "{words:?}"
+        );
+        assert!(
+            words[..words.len() - 1].concat().contains("daemon"),
+            "{words:?}"
+        );
+    }
+});
