@@ -11,12 +11,13 @@ use crate::connect::stdio;
 use crate::control::client::ControlError;
 use crate::manager::ticket::{First, SessionRequest, Share};
 use crate::nix::handshake::Promise;
-use crate::nix::machines;
+use crate::nix::slot::SlotName;
 use crate::session::{self, Outcome};
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectArgs {
-    /// What Nix came in by: a slot of `xpool machines --transport local`, such as riscv64-00
+    /// What Nix came in by: a slot of `xpool machines --transport local`, such as riscv64-00; or a machine that is
+    /// there, such as vm-riscv64-1
     slot: String,
     /// What Nix adds to the program of a store; has no meaning of its own
     #[arg(long, hide = true)]
@@ -33,12 +34,13 @@ pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
             }
             _ => ControlError::Socket { socket, source },
         })?;
-    let system = machines::system_of_slot(&args.slot)
+    let SlotName { system, .. } = SlotName::parse(&args.slot)
         .with_context(|| format!("`{}` is no slot; `xpool machines` lists them", args.slot))?;
     // Who it is, the manager sees for itself.
     let request = SessionRequest {
         system,
         slot: args.slot.clone(),
+        seat: args.slot.clone(),
         client: "local".to_owned(),
         key: "local".to_owned(),
         share: Share::Host,

@@ -162,6 +162,7 @@ fn vm_row(vm: &VmView) -> [String; 6] {
         VmStage::Booting => "booting",
         VmStage::Ready => "ready",
         VmStage::Leased => "leased",
+        VmStage::Pinned => "pinned",
         VmStage::Draining => "draining",
         VmStage::Stopping => "stopping",
     };

@@ -19,6 +19,7 @@ use crate::manager::ticket::{
     SessionUpdate, Share,
 };
 use crate::nix::System;
+use crate::nix::slot::{Slot, SlotName};
 use crate::vm::{DetachedPort, Hop};
 
 /// Helpers at a time. Further ones wait in the listener's backlog.
@@ -58,6 +59,19 @@ struct Shared {
     allowed: Allowed,
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
+}
+
+impl Shared {
+    /// What a slot is for: one of those that there are, or a VM of a system that has some.
+    fn system(&self, slot: &str) -> Option<System> {
+        match SlotName::parse(slot) {
+            Some(SlotName {
+                system,
+                slot: Slot::Vm(_),
+            }) => self.slots.values().copied().find(|known| *known == system),
+            _ => self.slots.get(slot).copied(),
+        }
+    }
 }
 
 /// Serves helpers until `stop` is cancelled. Sessions that run then go on; their helpers have all that they need.
@@ -119,13 +133,14 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let Some(ToManager::Open { slot, first }) = reader.next().await? else {
         return Ok(());
     };
-    let Some(system) = shared.slots.get(&slot) else {
+    let Some(system) = shared.system(&slot) else {
         let why = format!("this manager has no slot `{}`", slot.escape_debug());
         return writer.send(&ToHelper::Rejected(why)).await;
     };
     let unfetched = first.fetches();
     let request = SessionRequest {
-        system: *system,
+        system,
+        seat: slot.clone(),
         slot,
         client: format!("local, uid {}", peer.uid()),
         key: format!("uid {}", peer.uid()),
@@ -191,6 +206,15 @@ impl Session {
 
     /// Passes a report on. None is lost: the helper waits.
     async fn report(&self, report: SessionReport) {
+        // A helper that is killed, as Nix does with what it started, says no more than this.
+        let leaves_outputs = match &report {
+            SessionReport::BuildEnded(ended) => ended.failure.is_none(),
+            SessionReport::NotUnderstood => true,
+            _ => false,
+        };
+        if leaves_outputs {
+            self.ticket.set_unfetched(true);
+        }
         let reports = self.ticket.reports();
         let mut waiting = Some(report);
         while let Some(Err(report)) = waiting.take().map(|report| reports.send(report)) {

@@ -86,6 +86,7 @@ impl Nix {
         let request = SessionRequest {
             system: System::Riscv64Linux,
             slot: slot.to_owned(),
+            seat: slot.to_owned(),
             client: "local".to_owned(),
             key: "local".to_owned(),
             share: Share::Host,

@@ -58,7 +58,7 @@ impl Handler {
         let config = &self.shared.config;
         let mut clients = config.clients.iter();
         let client = clients.find(|client| client.key.key_data() == key.key_data());
-        let known = client.filter(|_| config.slots.contains_key(user));
+        let known = client.filter(|_| config.slot(user).is_some());
         if known.is_none() {
             let fingerprint = key.fingerprint(HashAlg::Sha256);
             let client = client.map(|client| &client.name);
@@ -69,11 +69,12 @@ impl Handler {
 
     fn request(&self) -> Option<(SessionRequest, crate::nix::handshake::Promise)> {
         let (user, client) = self.login.as_ref()?;
-        let slot = self.shared.config.slots.get(user)?;
+        let slot = self.shared.config.slot(user)?;
         let key = client.key.fingerprint(HashAlg::Sha256).to_string();
         let request = SessionRequest {
             system: slot.system,
             slot: user.clone(),
+            seat: user.clone(),
             client: format!("{} {} {key}", client.name, self.peer),
             key,
             share: client.share,

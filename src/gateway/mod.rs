@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::manager::ticket::{SessionDesk, Share};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
+use crate::nix::slot::{self, SlotName};
 
 use lobby::Lobby;
 
@@ -41,10 +42,25 @@ pub struct GatewayConfig {
     pub host_key: PrivateKey,
     /// Who may connect. With none, the gateway does not start.
     pub clients: Vec<Client>,
-    /// The user names there are, and what each is for. With none, the gateway does not start.
+    /// The user names there are, and what each is for; those of VMs go without saying. With none, the gateway does not
+    /// start.
     pub slots: BTreeMap<String, Slot>,
     /// How much of everything there may be.
     pub limits: Limits,
+}
+
+impl GatewayConfig {
+    /// What a user name stands for: one of the slots, or a VM of a system that has slots, whether it is there or not. The
+    /// session finds that out, which can say so inside the protocol.
+    fn slot(&self, user: &str) -> Option<&Slot> {
+        match SlotName::parse(user) {
+            Some(SlotName {
+                system,
+                slot: slot::Slot::Vm(_),
+            }) => self.slots.values().find(|slot| slot.system == system),
+            _ => self.slots.get(user),
+        }
+    }
 }
 
 /// Who may connect, told by a key.

@@ -3,14 +3,13 @@
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::News;
 use super::events::Happening;
 use super::supervisor::supervise;
 use super::system::{ManagedSystem, ManagedVm};
 use crate::pool::VmId;
-use crate::pool::budget::Shortage;
 use crate::pool::policy::Share;
 use crate::vm::VmBackend;
 
@@ -56,20 +55,5 @@ impl<B: VmBackend> ManagedSystem<B> {
                 commands,
             },
         );
-    }
-
-    /// Says once when memory begins to hold VMs back, and when it no longer does.
-    pub(super) fn log_shortage(&mut self, shortage: Option<Shortage>) {
-        let was_short = std::mem::replace(&mut self.is_short, shortage.is_some());
-        match shortage {
-            Some(shortage) if !was_short => warn!(
-                system = %self.system,
-                available_mib = shortage.available_mib,
-                needed_mib = shortage.needed_mib,
-                "not enough memory for another VM"
-            ),
-            None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
-            _ => {}
-        }
     }
 }

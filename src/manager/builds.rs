@@ -77,7 +77,9 @@ impl Builds {
                 });
                 self.end(id, outcome, cpu);
             }
-            SessionReport::Activity(_) | SessionReport::Fetched(_) => {}
+            SessionReport::Activity(_)
+            | SessionReport::Fetched(_)
+            | SessionReport::NotUnderstood => {}
         }
     }
 

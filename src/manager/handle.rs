@@ -7,6 +7,7 @@ use super::status::Status;
 use super::ticket::{ManagerGone, SessionDesk};
 use crate::nix::System;
 use crate::pool::Down;
+use crate::pool::claim::Seat;
 
 /// What came of taking systems down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) enum Command {
         how: Down,
         reply: oneshot::Sender<Downed>,
     },
+    /// No further session will come by a seat.
+    SeatGone { system: System, seat: Seat },
     /// The status of this moment.
     Status { reply: oneshot::Sender<Status> },
 }
@@ -83,6 +86,22 @@ impl ManagerHandle {
             reply,
         })
         .await
+    }
+
+    /// Tells that no further session of a key will come by a seat ([`SessionRequest::seat`]), because the process that had
+    /// something built has ended: a VM that is kept for what it would fetch is kept no longer.
+    ///
+    /// [`SessionRequest::seat`]: super::ticket::SessionRequest::seat
+    pub async fn seat_gone(
+        &self,
+        system: System,
+        key: String,
+        seat: String,
+    ) -> Result<(), ManagerGone> {
+        let (client, slot) = (key, seat);
+        let seat = Seat { client, slot };
+        let command = Command::SeatGone { system, seat };
+        self.commands.send(command).await.map_err(|_| ManagerGone)
     }
 
     /// The status of this moment.

@@ -16,6 +16,7 @@ mod sharing;
 pub mod status;
 mod supervisor;
 mod system;
+mod telling;
 pub mod ticket;
 mod view;
 mod waiting;
@@ -237,6 +238,11 @@ impl<B: VmBackend> Manager<B> {
                     }
                 }
                 self.downs.push((systems, reply));
+            }
+            Command::SeatGone { system, seat } => {
+                self.with_memory(system, |system| {
+                    system.handle(now(), Event::SeatGone(seat));
+                });
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status_with_builds());

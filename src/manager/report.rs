@@ -20,6 +20,8 @@ pub enum SessionReport {
     BuildEnded(BuildEnded),
     /// The client has received an output in full.
     Fetched(StorePath),
+    /// What is done in it is not understood any more, and nothing further will be told.
+    NotUnderstood,
 }
 
 /// What is built.

@@ -7,11 +7,13 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::status::InputsView;
-use super::ticket::{LookUp, SessionReport, SessionRequest, SessionUpdate};
+use super::ticket::{First, LookUp, SessionReport, SessionRequest, SessionUpdate};
 use super::{News, SessionNews};
 use crate::nix::System;
+use crate::nix::slot::{Slot, SlotName};
+use crate::nix::store_path::StorePath;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
-use crate::pool::{SessionId, VmId};
+use crate::pool::{Event, SessionId, VmId};
 
 /// One session, from its coming to its end.
 pub(super) struct ManagedSession {
@@ -31,6 +33,8 @@ pub(super) struct ManagedSession {
     /// How often its VM ended before that.
     pub(super) returns: u32,
     pub(super) activity: String,
+    /// The outputs of what it builds now, as far as they are known.
+    pub(super) building: Vec<StorePath>,
     /// What it was given of this machine's store.
     pub(super) inputs: Option<InputsView>,
 }
@@ -44,14 +48,45 @@ impl ManagedSession {
         Claim {
             seat: Seat {
                 client: request.key.clone(),
-                slot: request.slot.clone(),
+                slot: request.seat.clone(),
             },
-            purpose: if request.first.fetches() {
-                Purpose::Fetch
-            } else {
-                Purpose::Build
-            },
+            purpose: self.purpose(),
             share: request.share,
+        }
+    }
+
+    fn purpose(&self) -> Purpose {
+        match (self.named_vm(), &self.request.first) {
+            (Some(vm), _) => Purpose::Pinned(vm),
+            (None, First::Output(path)) => Purpose::Fetch(path.clone()),
+            (None, First::Other | First::Inputs(_)) => Purpose::Build,
+        }
+    }
+
+    /// The VM that it wants and no other.
+    pub(super) fn named_vm(&self) -> Option<VmId> {
+        match SlotName::parse(&self.request.slot)?.slot {
+            Slot::Vm(number) => Some(VmId(number)),
+            Slot::Number(_) => None,
+        }
+    }
+
+    /// What a report means for the outputs that are to be fetched.
+    pub(super) fn outputs_event(&mut self, id: SessionId, report: &SessionReport) -> Option<Event> {
+        match report {
+            SessionReport::BuildBegan(began) => {
+                self.building.clone_from(&began.outputs);
+                None
+            }
+            SessionReport::BuildEnded(ended) => {
+                let outputs = std::mem::take(&mut self.building);
+                let has_worked = ended.failure.is_none();
+                has_worked.then_some(Event::Built(id, outputs))
+            }
+            SessionReport::Fetched(path) => Some(Event::Fetched(id, path.clone())),
+            // What is done from now on may be a build.
+            SessionReport::NotUnderstood => Some(Event::Built(id, Vec::new())),
+            SessionReport::Activity(_) | SessionReport::Progress(_) => None,
         }
     }
 

@@ -13,18 +13,18 @@ use super::session::{ManagedSession, watch_session};
 use super::status::BuildView;
 use super::supervisor::{VmCommand, VmNews};
 use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
-use super::{News, SessionNews, VmFactory, waiting};
-use crate::nix::System;
+use super::{News, SessionNews, VmFactory};
+use crate::nix::{System, slot};
 use crate::pool::claim::Outputs;
 use crate::pool::policy::{BuildLimits, Policy, Share};
-use crate::pool::{Action, Event, Exit, Pool, Rejection, SessionId, VmId};
+use crate::pool::{Action, Event, Exit, Pool, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
 
 pub(super) struct ManagedSystem<B> {
     pub(super) system: System,
     pub(super) pool: Pool,
-    slots_per_vm: usize,
+    pub(super) slots_per_vm: usize,
     pub(super) share: Share,
     limits: BuildLimits,
     pub(super) factory: VmFactory<B>,
@@ -90,7 +90,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         self.builds.views()
     }
 
-    fn tell_closed(&self, id: SessionId) {
+    pub(super) fn tell_closed(&self, id: SessionId) {
         self.events
             .tell(|| Happening::SessionClosed { session: id.0 });
     }
@@ -150,6 +150,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             is_over: false,
             returns: 0,
             activity: String::new(),
+            building: Vec::new(),
             inputs: None,
         };
         let claim = session.claim();
@@ -179,7 +180,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     pub(super) fn vm_name(&self, id: VmId) -> String {
-        format!("{}-{}", self.system.cpu(), id.0)
+        slot::vm_name(self.system, id.0)
     }
 
     fn command(&self, vm: VmId, command: VmCommand) {
@@ -187,23 +188,6 @@ impl<B: VmBackend> ManagedSystem<B> {
             // A supervisor that has ended has said so, or is about to.
             let _ = vm.commands.send(command);
         }
-    }
-
-    fn reject(&mut self, id: SessionId, reason: &Rejection) {
-        let Some(session) = self.sessions.remove(&id) else {
-            return;
-        };
-        warn!(session = id.0, %reason, "session rejected");
-        self.tell_closed(id);
-        let cpu = self.system.cpu();
-        let text = match reason {
-            Rejection::Down => format!(
-                "the {} pool is down or going down: start it with `xpool up {cpu}`",
-                self.system
-            ),
-            _ => reason.to_string(),
-        };
-        session.tell(SessionUpdate::Rejected(text));
     }
 
     pub(super) fn vm_news(&mut self, now: Instant, id: VmId, news: VmNews) {
@@ -354,7 +338,11 @@ impl<B: VmBackend> ManagedSystem<B> {
             SessionNews::Report(report) => {
                 debug!(session = id.0, ?report, "session");
                 self.builds.note(id, session, &vm_name, &report);
+                let outputs = session.outputs_event(id, &report);
                 session.note(report);
+                if let Some(event) = outputs {
+                    self.handle(now, event);
+                }
             }
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");
@@ -371,30 +359,6 @@ impl<B: VmBackend> ManagedSystem<B> {
                     self.sessions.remove(&id);
                     self.handle(now, Event::SessionClosed(id, Outputs::Fetched));
                 }
-            }
-        }
-    }
-
-    /// Tells the sessions that wait what they wait for, where that has changed.
-    pub(super) fn tell_waiting(&mut self, now: Instant) {
-        let pool = self.pool.status(now);
-        let vms = self.vm_views(&pool, now);
-        self.log_shortage(pool.shortage);
-        let mut ahead: Vec<Share> = Vec::new();
-        for queued in &pool.queued {
-            let text = if let Some(home) = queued.home {
-                waiting::for_home(&self.vm_name(home))
-            } else {
-                let text = waiting::text(&pool, &vms, queued.share, &ahead, self.slots_per_vm);
-                ahead.push(queued.share);
-                text
-            };
-            let Some(session) = self.sessions.get_mut(&queued.session) else {
-                continue;
-            };
-            if session.activity != text {
-                session.activity.clone_from(&text);
-                session.tell(SessionUpdate::Waiting(text));
             }
         }
     }

@@ -3,6 +3,7 @@
 mod builds;
 mod fake;
 mod memory;
+mod pinned;
 mod rest;
 mod reuse;
 mod share;
@@ -95,6 +96,7 @@ fn request(slot: u32, fetches: bool) -> SessionRequest {
     SessionRequest {
         system: SYSTEM,
         slot: format!("riscv64-{slot:02}"),
+        seat: format!("riscv64-{slot:02}"),
         client: "test".to_owned(),
         key: "test".to_owned(),
         share: Share::Host,

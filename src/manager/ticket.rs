@@ -23,8 +23,12 @@ use crate::vm::Hop;
 pub struct SessionRequest {
     /// The platform it builds for.
     pub system: System,
-    /// The slot it came in by, which is also its user name: `riscv64-03`.
+    /// The slot it came in by, which over ssh is its user name: `riscv64-03`. That of a VM, `vm-riscv64-1`, is for that VM
+    /// and no other.
     pub slot: String,
+    /// What the sessions of one build have in common, as far as the front end can tell. Over ssh the slot, and where the
+    /// process is known that has the build done, that process.
+    pub seat: String,
     /// Who it is, for people: a key's name, an address, and the key's fingerprint.
     pub client: String,
     /// What tells one client from another: its key's fingerprint.

@@ -38,12 +38,17 @@ pub(super) fn text(
     }
     let live = vms.len();
     if live >= pool.max_vms as usize {
+        let state = if vms.iter().any(|vm| vm.state == VmStage::Pinned) {
+            "busy or pinned"
+        } else {
+            "busy"
+        };
         let vms = if live == 1 {
             "the only VM is".to_owned()
         } else {
             format!("all {live} VMs are")
         };
-        return format!("{vms} busy{ahead}");
+        return format!("{vms} {state}{ahead}");
     }
     format!("waiting for a VM{ahead}")
 }
@@ -51,6 +56,14 @@ pub(super) fn text(
 /// The text for a session that fetches what a VM has built, and waits for that VM.
 pub(super) fn for_home(vm: &str) -> String {
     format!("waiting for {vm}, which has what is to be fetched")
+}
+
+/// The text for a session that has named its VM.
+pub(super) fn for_named(vm: Option<&VmView>, name: &str) -> String {
+    match vm {
+        Some(vm) if vm.state == VmStage::Booting => format!("starting {name}: {}", vm.stage),
+        _ => format!("waiting for {name}, which is busy"),
+    }
 }
 
 /// A time that does not change with every second, so that the text is not sent anew each time.

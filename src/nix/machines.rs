@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::System;
 use super::client::Form;
+use super::slot::{Slot, SlotName};
 
 #[cfg(test)]
 mod tests;
@@ -72,13 +73,8 @@ pub fn ssh_host(system: System) -> String {
 
 /// The user name of a slot: `riscv64-03`.
 pub fn slot_user(system: System, slot: u32) -> String {
-    format!("{}-{slot:02}", system.cpu())
-}
-
-/// The system that a slot is for.
-pub fn system_of_slot(slot: &str) -> Option<System> {
-    let (cpu, _) = slot.rsplit_once('-')?;
-    System::ALL.into_iter().find(|system| system.cpu() == cpu)
+    let slot = Slot::Number(slot);
+    SlotName { system, slot }.to_string()
 }
 
 impl Endpoint {

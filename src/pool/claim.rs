@@ -1,6 +1,8 @@
-//! What a session wants: who it is, where it came in, whether it builds or fetches, and what it may see.
+//! What a session wants: who it is, where it came in, whether it builds or fetches or wants one VM, and what it may see.
 
+use super::VmId;
 use super::policy::Share;
+use crate::nix::store_path::StorePath;
 
 /// Where a client's sessions come in. Nix uses a slot for one build at a time, so what comes by the same seat is either
 /// the same build or the next one.
@@ -8,17 +10,27 @@ use super::policy::Share;
 pub struct Seat {
     /// What tells one client from another. Opaque.
     pub client: String,
-    /// The slot's name. Opaque.
+    /// What is the same for the sessions of one build: the slot's name, or something stronger. Opaque.
     pub slot: String,
 }
 
 /// What a session begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A new build.
     Build,
-    /// It fetches what an earlier session of its seat has built, which only the VM of that build has.
-    Fetch,
+    /// It fetches what an earlier session of its client has built, which only the VM of that build has; this path, where it
+    /// is known.
+    Fetch(Option<StorePath>),
+    /// Whatever it does, it does it on this VM, which it has named.
+    Pinned(VmId),
+}
+
+impl Purpose {
+    /// Whether it fetches what an earlier session has built.
+    pub fn fetches(&self) -> bool {
+        matches!(self, Self::Fetch(_))
+    }
 }
 
 /// What a session wants.
@@ -37,6 +49,7 @@ pub struct Claim {
 pub enum Outputs {
     /// The client has them, or there were none.
     Fetched,
-    /// Some are only in the VM yet; a further session may come for them.
+    /// Some are only in the VM yet, or nobody knows; a further session may come for them. What was told of builds
+    /// ([`super::Event::Built`]) may know better.
     Unfetched,
 }

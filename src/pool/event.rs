@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
-use super::claim::{Claim, Outputs};
+use super::claim::{Claim, Outputs, Seat};
 use super::policy::Share;
+use crate::nix::store_path::StorePath;
 
 /// One session of one pool, numbered in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,6 +56,12 @@ pub enum Event {
     SessionClosed(SessionId, Outputs),
     /// A session lost its VM, which is gone, before it had used it: it waits again, in its old place.
     SessionReturned(SessionId, Claim),
+    /// A build of a session has worked, with these outputs, which are only in its VM yet. None: they are not known.
+    Built(SessionId, Vec<StorePath>),
+    /// A session's client has received this output in full.
+    Fetched(SessionId, StorePath),
+    /// Nobody will come by this seat any more: the process that had something built has ended.
+    SeatGone(Seat),
     /// A VM can serve.
     VmReady(VmId),
     /// A VM is gone.
@@ -105,6 +112,26 @@ pub enum Rejection {
     QueueFull {
         /// How many wait.
         waiting: usize,
+    },
+    /// It has named a VM that is not there.
+    #[error("there is no VM {}", vm.0)]
+    NoSuchVm {
+        /// The one that it has named.
+        vm: VmId,
+        /// Those that it may name.
+        there: Vec<VmId>,
+    },
+    /// It has named a VM that sees more or less of the machine's store than its sessions do.
+    #[error("VM {} is of the other kind", vm.0)]
+    OtherKind {
+        /// Which one.
+        vm: VmId,
+    },
+    /// It has named a VM that serves or has served another client.
+    #[error("VM {} is another client's", vm.0)]
+    OtherClients {
+        /// Which one.
+        vm: VmId,
     },
     /// VMs cannot be started.
     #[error("no VM could be started: {reason}")]

@@ -7,11 +7,14 @@ mod backoff;
 pub mod budget;
 pub mod claim;
 mod event;
+mod leases;
+mod pinned;
 mod planner;
 pub mod policy;
 mod queue;
 mod scale;
 pub mod status;
+mod unfetched;
 mod vm;
 
 #[cfg(test)]
@@ -99,6 +102,18 @@ impl Pool {
                 self.session_returned(session, claim);
                 Vec::new()
             }
+            Event::Built(session, paths) => {
+                self.built(session, paths);
+                Vec::new()
+            }
+            Event::Fetched(session, path) => {
+                self.fetched(session, &path);
+                Vec::new()
+            }
+            Event::SeatGone(seat) => {
+                self.seat_gone(&seat);
+                Vec::new()
+            }
             Event::VmReady(vm) => {
                 self.vm_ready(now, vm);
                 Vec::new()
@@ -111,9 +126,11 @@ impl Pool {
             Event::Down(how) => self.down(how),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
+        self.seat_waiting();
         if self.mode == Mode::Draining {
             actions.extend(self.reject_waiting(&Rejection::Down));
         }
+        actions.extend(self.reject_bereft());
         actions.extend(self.assign_waiting(now));
         actions.extend(self.kill_spent());
         actions.extend(self.scale(now));
@@ -141,9 +158,11 @@ impl Pool {
 
     fn vm_ready(&mut self, now: Instant, vm: VmId) {
         if let Some(state) = self.vms.get_mut(&vm)
-            && let VmState::Booting { share, .. } = *state
+            && let VmState::Booting {
+                share, pinned_by, ..
+            } = state
         {
-            *state = VmState::ready(now, share);
+            *state = VmState::ready(now, *share, pinned_by.take());
             self.backoff.succeeded();
         }
     }

@@ -11,11 +11,14 @@ use super::vm::{ReadyVm, VmId, VmState};
 
 type Vms = BTreeMap<VmId, VmState>;
 
-/// The VM that has what a session comes to fetch: the one that is kept for its seat, or else the one on which the session of
-/// its seat that came before it has not ended yet.
+/// The VM that a session waits for, where no other one is of use to it: the one that it has named, or the one that has what it
+/// comes to fetch. That is the one that is kept for its seat, or else the one on which the session of its seat that came
+/// before it has not ended yet.
 pub(super) fn home(vms: &Vms, waiting: &Waiting) -> Option<VmId> {
-    if waiting.claim.purpose != Purpose::Fetch {
-        return None;
+    match waiting.claim.purpose {
+        Purpose::Build => return None,
+        Purpose::Pinned(id) => return Some(id),
+        Purpose::Fetch(_) => {}
     }
     let seat = &waiting.claim.seat;
     // The sessions of a seat have one key, so the VM that has the outputs is of their kind. One that is not is nobody's home.
@@ -40,7 +43,7 @@ pub(super) fn pick(vms: &Vms, waiting: &Waiting, policy: &Policy) -> Option<VmId
     // A client's own VM first, so that what nobody has used stays for the others; then the one with the fewest sessions,
     // of these the oldest.
     let rank = |id: VmId, vm: &ReadyVm| {
-        let is_others = policy.reuse == Reuse::Client && vm.owner.as_ref() != Some(client);
+        let is_others = policy.reuse == Reuse::Client && !vm.clients.contains(client);
         (is_others, vm.sessions.len(), id)
     };
     ready(vms)
@@ -76,6 +79,23 @@ pub(super) fn booting(vms: &Vms) -> usize {
     vms.values().filter(|vm| vm.is_booting()).count()
 }
 
+/// How many VMs boot that nobody has named.
+pub(super) fn coming(vms: &Vms) -> usize {
+    vms.values().filter(|vm| coming_kind(vm).is_some()).count()
+}
+
+/// The kind of a VM that boots, if it is going to serve any newcomer.
+fn coming_kind(vm: &VmState) -> Option<Share> {
+    match vm {
+        VmState::Booting {
+            share,
+            pinned_by: None,
+            ..
+        } => Some(*share),
+        _ => None,
+    }
+}
+
 /// How many VMs of a kind could serve any newcomer of theirs at once.
 pub(super) fn spare(vms: &Vms, share: Share, policy: &Policy) -> usize {
     let is_spare = |vm: &ReadyVm| vm.share == share && vm.is_spare(policy);
@@ -85,15 +105,14 @@ pub(super) fn spare(vms: &Vms, share: Share, policy: &Policy) -> usize {
 /// How many VMs of a kind wait for newcomers, or will. Those that boot count as supply: an emulated guest needs seconds to
 /// minutes, and without this every event of that wait would start another one.
 pub(super) fn supply(vms: &Vms, share: Share, policy: &Policy) -> usize {
-    let is_coming =
-        |vm: &&VmState| matches!(vm, VmState::Booting { share: kind, .. } if *kind == share);
+    let is_coming = |vm: &&VmState| coming_kind(vm) == Some(share);
     spare(vms, share, policy) + vms.values().filter(is_coming).count()
 }
 
 /// How many of the VMs that are to be there can serve. A VM at work, or kept for its outputs, is one of them whatever it
-/// sees; one that nobody uses only if it is of the kind that is kept.
+/// sees; one that nobody uses only if it is of the kind that is kept; one that a client has named is none.
 pub(super) fn serving(vms: &Vms, share: Share) -> usize {
-    let counts = |vm: &ReadyVm| vm.share == share || !vm.is_idle();
+    let counts = |vm: &ReadyVm| !vm.is_pinned && (vm.share == share || !vm.is_idle());
     ready(vms).filter(|(_, vm)| counts(vm)).count()
 }
 

@@ -11,10 +11,11 @@ use proptest::prelude::*;
 use super::claim::{Outputs, Purpose};
 use super::policy::{Policy, Reuse, Share};
 use super::{Down, Event, Mode, Retry, VmId};
+use crate::nix::store_path::StorePath;
 use world::World;
 
 /// One random step of the world.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     /// A session of a client comes by a slot.
     Open {
@@ -25,6 +26,15 @@ enum Step {
     },
     /// The n-th of the sessions that wait or run ends.
     Close(usize, Outputs),
+    /// The n-th of the sessions that run has built something, which may be known.
+    Built(usize, Option<StorePath>),
+    /// The n-th of the sessions that run has fetched something.
+    Fetched(usize, StorePath),
+    /// No further session of a client comes by a slot.
+    SeatGone {
+        client: u8,
+        slot: u8,
+    },
     /// The host has this much memory available.
     Memory(Option<u64>),
     /// The n-th VM that boots gets ready.
@@ -39,7 +49,11 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => open(),
+        6 => open(purpose()),
+        2 => open(pinned()),
+        2 => (any::<usize>(), prop::option::of(path())).prop_map(|(n, path)| Step::Built(n, path)),
+        2 => (any::<usize>(), path()).prop_map(|(n, path)| Step::Fetched(n, path)),
+        1 => (0u8..2, 0u8..4).prop_map(|(client, slot)| Step::SeatGone { client, slot }),
         5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
         1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
         5 => any::<usize>().prop_map(Step::Ready),
@@ -52,12 +66,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn open() -> impl Strategy<Value = Step> {
-    (0u8..2, 0u8..4, purpose(), share()).prop_map(|(client, slot, purpose, share)| Step::Open {
+fn open(purpose: impl Strategy<Value = Purpose>) -> impl Strategy<Value = Step> {
+    (0u8..2, 0u8..4, purpose, share()).prop_map(|(client, slot, purpose, share)| Step::Open {
         client,
         slot,
         purpose,
         share,
+    })
+}
+
+/// A session that names a VM, which may be there or not.
+fn pinned() -> impl Strategy<Value = Purpose> {
+    (1u32..8).prop_map(|vm| Purpose::Pinned(VmId(vm)))
+}
+
+fn path() -> impl Strategy<Value = StorePath> {
+    (0u8..3).prop_map(|n| {
+        let text = format!("/nix/store/{}-output-{n}", "0".repeat(32));
+        StorePath::parse(text.as_bytes()).unwrap()
     })
 }
 
@@ -66,7 +92,7 @@ fn share() -> impl Strategy<Value = Share> {
 }
 
 fn purpose() -> impl Strategy<Value = Purpose> {
-    prop_oneof![2 => Just(Purpose::Build), 1 => Just(Purpose::Fetch)]
+    prop_oneof![2 => Just(Purpose::Build), 1 => prop::option::of(path()).prop_map(Purpose::Fetch)]
 }
 
 fn outputs() -> impl Strategy<Value = Outputs> {
@@ -142,7 +168,7 @@ proptest! {
     /// Property 19: who waits for a VM of either kind gets one where there is room for one only, and no VM is started for
     /// nothing meanwhile.
     #[test]
-    fn both_kinds_are_served_where_there_is_room_for_one_vm(policy in policy(), sessions in prop::collection::vec(open(), 1..15)) {
+    fn both_kinds_are_served_where_there_is_room_for_one_vm(policy in policy(), sessions in prop::collection::vec(open(purpose()), 1..15)) {
         let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), max_queued: 20, ..policy };
         let mut world = World::new(one, start());
         let opened = sessions.len();

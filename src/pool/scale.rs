@@ -72,7 +72,7 @@ impl Pool {
             self.last_vm += 1;
             let id = VmId(self.last_vm);
             let deadline = now + longest_start(&self.policy);
-            self.vms.insert(id, VmState::Booting { deadline, share });
+            self.vms.insert(id, VmState::booting(deadline, share));
             actions.push(Action::Boot(id, share));
         }
         self.budget.hold_back(now, lack);
@@ -107,7 +107,7 @@ impl Pool {
         let wanted = needed + self.policy.warm as usize;
         let is_cold = planner::supply(&self.vms, own, &self.policy) < wanted;
         // What boots for a session is about to be at work.
-        let serving = planner::serving(&self.vms, own) + planner::booting(&self.vms);
+        let serving = planner::serving(&self.vms, own) + planner::coming(&self.vms);
         (is_cold || serving < self.kept() as usize).then_some(own)
     }
 
@@ -132,7 +132,7 @@ impl Pool {
     }
 
     /// Ends idle VMs while those who wait cannot get one otherwise. A VM that is idle while somebody waits is of the other
-    /// kind, or another client's.
+    /// kind, or another client's; one that a client has named stays.
     fn make_room(&mut self, now: Instant) -> Vec<Action> {
         let is_stuck = !self.has_room() || self.budget.shortage().is_some();
         if self.mode != Mode::Open || !is_stuck || !self.is_allowed_to_try(now) {
@@ -142,7 +142,7 @@ impl Pool {
         let stopping = self.vms.values().filter(gone_soon).count();
         let mut actions = Vec::new();
         for _ in stopping..self.unserved().len() {
-            let Some((_, id)) = planner::first_to_go(&self.vms, |_| true) else {
+            let Some((_, id)) = planner::first_to_go(&self.vms, |vm| !vm.is_pinned) else {
                 break;
             };
             self.vms.insert(id, VmState::Stopping);
@@ -176,7 +176,7 @@ impl Pool {
         let can_miss_spare = planner::spare(&self.vms, own, &self.policy) > warm;
         let is_surplus = |vm: &ReadyVm| {
             let can_miss_it = can_miss_spare || !vm.is_spare(&self.policy);
-            vm.share != own || (can_miss_one && can_miss_it)
+            vm.is_pinned || vm.share != own || (can_miss_one && can_miss_it)
         };
         planner::first_to_go(&self.vms, is_surplus).map(|(since, id)| (since + patience, id))
     }

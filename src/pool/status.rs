@@ -51,7 +51,7 @@ pub struct QueuedStatus {
     pub session: SessionId,
     /// What its VM is to see of this machine's store.
     pub share: Share,
-    /// The VM that has what it comes to fetch; none for a session that any VM may serve.
+    /// The VM that it has named, or that has what it comes to fetch; none for a session that any VM may serve.
     pub home: Option<VmId>,
 }
 
@@ -79,6 +79,8 @@ pub enum VmStage {
     Ready,
     /// It only waits for outputs to be fetched from it.
     Leased,
+    /// It is for who names it.
+    Pinned,
     /// It serves to the end of its sessions and then stops.
     Draining,
     /// It was told to stop.
@@ -123,6 +125,7 @@ impl Pool {
         let state = match (vm, self.mode) {
             (VmState::Booting { .. }, _) => VmStage::Booting,
             (VmState::Ready(vm), _) if vm.is_leased() => VmStage::Leased,
+            (VmState::Ready(vm), Mode::Open) if vm.is_pinned => VmStage::Pinned,
             (VmState::Ready(_), Mode::Open) => VmStage::Ready,
             (VmState::Ready(_), Mode::Draining) => VmStage::Draining,
             (VmState::Stopping, _) => VmStage::Stopping,

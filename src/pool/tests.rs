@@ -2,6 +2,8 @@
 
 mod leases;
 mod memory;
+mod outputs;
+mod pinned;
 mod reuse;
 mod share;
 
@@ -56,6 +58,18 @@ fn open_for(client: &str, session: u64) -> Event {
 
 fn close(session: u64) -> Event {
     Event::SessionClosed(SessionId(session), Outputs::Fetched)
+}
+
+fn ready(vm: u32) -> Event {
+    Event::VmReady(VmId(vm))
+}
+
+fn gone(vm: u32) -> Event {
+    Event::VmExited(VmId(vm), Exit::Stopped)
+}
+
+fn kill(vm: u32) -> Action {
+    Action::Kill(VmId(vm))
 }
 
 fn boot(vm: u32) -> Action {

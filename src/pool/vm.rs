@@ -1,13 +1,15 @@
 //! A VM as the pool sees it: its state and what follows from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::SessionId;
-use super::claim::{Claim, Seat};
+use super::claim::{Claim, Purpose, Seat};
 use super::policy::{Policy, Reuse, Share};
+use super::unfetched::Unfetched;
+use crate::nix::store_path::StorePath;
 
 /// A VM of one pool, numbered from 1 in the order of their starts; numbers are not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -22,7 +24,12 @@ pub struct VmId(pub u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum VmState {
     /// It was started and is not ready yet. Given up at the deadline.
-    Booting { deadline: Instant, share: Share },
+    Booting {
+        deadline: Instant,
+        share: Share,
+        /// The client that has named it, if one has.
+        pinned_by: Option<String>,
+    },
     /// It can serve.
     Ready(ReadyVm),
     /// It was told to stop.
@@ -33,27 +40,99 @@ pub(super) enum VmState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ReadyVm {
     pub(super) share: Share,
-    pub(super) sessions: BTreeMap<SessionId, Claim>,
+    pub(super) sessions: BTreeMap<SessionId, Visit>,
     pub(super) idle_since: Instant,
     /// When it was given its latest session; when it became ready, before its first one.
     pub(super) used_since: Instant,
-    /// The client that had it last; none before its first session.
-    pub(super) owner: Option<String>,
-    /// Seats whose outputs are still to be fetched here, and until when they are waited for. Each keeps a slot free.
-    pub(super) leases: BTreeMap<Seat, Instant>,
+    /// The clients that it was given to so far; none before its first session.
+    pub(super) clients: BTreeSet<String>,
+    /// Whether a client has named it: then it is for who does so.
+    pub(super) is_pinned: bool,
+    /// Seats whose outputs are still to be fetched here. Each keeps a slot free.
+    pub(super) leases: BTreeMap<Seat, Lease>,
+}
+
+/// A session on a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Visit {
+    pub(super) claim: Claim,
+    /// What its seat has built here and not fetched.
+    pub(super) unfetched: Unfetched,
+    /// Whether nothing is kept for its seat when it ends.
+    pub(super) leaves_nothing: bool,
+}
+
+/// A seat's outputs that are waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lease {
+    pub(super) until: Instant,
+    pub(super) unfetched: Unfetched,
+}
+
+/// Why a VM that was named cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreachable {
+    /// It is not there, or will not be for long.
+    Gone,
+    /// It sees more or less than the client's sessions do.
+    OtherKind,
+    /// It serves another client, or has served one.
+    OtherClients,
 }
 
 impl VmState {
     /// A VM that has just become ready.
-    pub(super) fn ready(now: Instant, share: Share) -> Self {
+    pub(super) fn ready(now: Instant, share: Share, pinned_by: Option<String>) -> Self {
         Self::Ready(ReadyVm {
             share,
             sessions: BTreeMap::new(),
             idle_since: now,
             used_since: now,
-            owner: None,
+            is_pinned: pinned_by.is_some(),
+            clients: pinned_by.into_iter().collect(),
             leases: BTreeMap::new(),
         })
+    }
+
+    /// Whether a client may reach it by its name.
+    pub(super) fn may_be_reached(&self, claim: &Claim) -> Result<(), Unreachable> {
+        let client = &claim.seat.client;
+        let (share, is_others) = match self {
+            Self::Stopping => return Err(Unreachable::Gone),
+            Self::Booting {
+                share, pinned_by, ..
+            } => (*share, pinned_by.as_ref().is_some_and(|by| by != client)),
+            Self::Ready(vm) => (vm.share, !vm.is_only(client)),
+        };
+        if is_others {
+            return Err(Unreachable::OtherClients);
+        }
+        let is_alike = share == claim.share;
+        is_alike.then_some(()).ok_or(Unreachable::OtherKind)
+    }
+
+    /// Gives it to a client that has named it.
+    pub(super) fn pin(&mut self, claim: &Claim) -> Result<(), Unreachable> {
+        self.may_be_reached(claim)?;
+        let client = claim.seat.client.clone();
+        match self {
+            Self::Stopping => {}
+            Self::Booting { pinned_by, .. } => *pinned_by = Some(client),
+            Self::Ready(vm) => {
+                vm.is_pinned = true;
+                vm.clients.insert(client);
+            }
+        }
+        Ok(())
+    }
+
+    /// A VM that was just started.
+    pub(super) fn booting(deadline: Instant, share: Share) -> Self {
+        Self::Booting {
+            deadline,
+            share,
+            pinned_by: None,
+        }
     }
 
     /// Whether it was started and is not ready yet.
@@ -104,17 +183,19 @@ impl ReadyVm {
 
     /// Whether it could serve any newcomer.
     pub(super) fn is_spare(&self, policy: &Policy) -> bool {
-        self.is_idle() && (self.owner.is_none() || policy.reuse == Reuse::Always)
+        let is_clean = self.clients.is_empty() || policy.reuse == Reuse::Always;
+        self.is_idle() && is_clean && !self.is_pinned
     }
 
     /// Whether it has done all that it may do.
     pub(super) fn is_spent(&self, policy: &Policy) -> bool {
-        self.is_idle() && self.has_had_its_build(policy)
+        self.is_idle() && self.has_had_its_build(policy) && !self.is_pinned
     }
 
-    /// Whether nothing may be built on it any more. Counted by sessions: what the first one does is not known here.
+    /// Whether nothing may be built on it any more, but by who has named it. Counted by sessions: what the first one does is
+    /// not known here.
     pub(super) fn has_had_its_build(&self, policy: &Policy) -> bool {
-        self.owner.is_some() && policy.reuse == Reuse::Never
+        !self.clients.is_empty() && policy.reuse == Reuse::Never
     }
 
     /// Whether it has a slot that nobody uses and that is kept for nobody.
@@ -124,19 +205,60 @@ impl ReadyVm {
 
     /// Whether a new build may run on it: it shows what the session may see, and what has run on it before is no hindrance.
     pub(super) fn may_take(&self, claim: &Claim, policy: &Policy) -> bool {
-        let is_clean_enough = match (policy.reuse, &self.owner) {
-            (Reuse::Always, _) | (_, None) => true,
-            (Reuse::Client, Some(owner)) => *owner == claim.seat.client,
-            (Reuse::Never, Some(_)) => false,
+        let is_clean_enough = match policy.reuse {
+            Reuse::Always => true,
+            Reuse::Client => self.is_only(&claim.seat.client),
+            Reuse::Never => self.clients.is_empty(),
         };
-        self.share == claim.share && is_clean_enough
+        self.share == claim.share && is_clean_enough && !self.is_pinned
+    }
+
+    /// Whether nobody but this client has had it so far.
+    fn is_only(&self, client: &str) -> bool {
+        self.clients.iter().all(|other| other == client)
     }
 
     /// The last session of a seat on it that came before another session.
     pub(super) fn last_session_before(&self, session: SessionId, seat: &Seat) -> Option<SessionId> {
         self.sessions
             .range(..session)
-            .rfind(|(_, claim)| claim.seat == *seat)
+            .rfind(|(_, visit)| visit.claim.seat == *seat)
             .map(|(earlier, _)| *earlier)
+    }
+
+    /// Gives it to a session, with what its seat has left here.
+    pub(super) fn admit(&mut self, now: Instant, session: SessionId, claim: Claim) {
+        let lease = self.leases.remove(&claim.seat);
+        self.clients.insert(claim.seat.client.clone());
+        self.used_since = now;
+        let visit = Visit {
+            unfetched: lease.map(|lease| lease.unfetched).unwrap_or_default(),
+            leaves_nothing: matches!(claim.purpose, Purpose::Pinned(_)),
+            claim,
+        };
+        self.sessions.insert(session, visit);
+    }
+
+    /// What each seat has here that it has not fetched.
+    pub(super) fn unfetched(&self) -> impl Iterator<Item = (&Seat, &Unfetched)> {
+        let visits = self.sessions.values();
+        let visits = visits.map(|visit| (&visit.claim.seat, &visit.unfetched));
+        let leases = self.leases.iter();
+        visits.chain(leases.map(|(seat, lease)| (seat, &lease.unfetched)))
+    }
+
+    /// A client has fetched this from it. A seat that has all keeps it no longer.
+    pub(super) fn fetched(&mut self, client: &str, path: &StorePath) {
+        let visits = self.sessions.values_mut();
+        let visits = visits.map(|visit| (&visit.claim.seat, &mut visit.unfetched));
+        let leases = self.leases.iter_mut();
+        let leases = leases.map(|(seat, lease)| (seat, &mut lease.unfetched));
+        for (_, unfetched) in visits
+            .chain(leases)
+            .filter(|(seat, _)| seat.client == client)
+        {
+            unfetched.fetched(path);
+        }
+        self.leases.retain(|_, lease| !lease.unfetched.is_done());
     }
 }

@@ -16,7 +16,7 @@ use super::client::Client;
 use super::limits::Reached;
 use super::park::manager_gone;
 use super::watch::{Admission, AtEnd, Watch};
-use crate::manager::ticket::{BuildLimits, Grant, SessionTicket};
+use crate::manager::ticket::{BuildLimits, Grant, SessionReport, SessionTicket};
 use crate::nix::observe::Observer;
 
 /// Bytes that are under way in one direction of one session.
@@ -40,6 +40,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.watch.send(&self.ticket.reports());
         self.ticket.set_unfetched(self.watch.outputs_remain());
+        if !self.watch.is_understood() {
+            // Without room the manager has so much to hear that it has heard of the builds.
+            let _ = self.ticket.reports().send(SessionReport::NotUnderstood);
+        }
     }
 }
 

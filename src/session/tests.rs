@@ -55,6 +55,7 @@ impl Rig {
         let request = SessionRequest {
             system: System::Riscv64Linux,
             slot: "riscv64-00".to_owned(),
+            seat: "riscv64-00".to_owned(),
             client: "test".to_owned(),
             key: "test".to_owned(),
             share: Share::Host,

@@ -141,6 +141,11 @@ impl Watch {
         self.lock().observer.outputs_remain()
     }
 
+    /// Whether all that the client did was understood.
+    pub(super) fn is_understood(&self) -> bool {
+        self.lock().observer.is_watching()
+    }
+
     pub(super) fn at_end(&self) -> AtEnd {
         let seen = self.lock();
         AtEnd {

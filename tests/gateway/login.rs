@@ -197,3 +197,18 @@ async fn a_gateway_that_is_stopped_takes_no_more_and_cuts_what_stays() {
     within(rig.ended).await.unwrap().unwrap();
     assert!(TcpStream::connect(("127.0.0.1", rig.port)).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_of_a_configured_system_can_be_logged_in_to_by_its_name() {
+    let rig = Rig::start().await;
+    for (user, expected) in [
+        ("vm-riscv64-1", 0),
+        ("vm-riscv64-99", 0),
+        ("vm-riscv64-0", 255),
+        ("vm-riscv64", 255),
+        ("vm-aarch64-1", 255),
+    ] {
+        let (status, said) = ssh(&rig, user, &[]).await;
+        assert_eq!(status, Some(expected), "{user}: {said}");
+    }
+}

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::Step;
+use crate::nix::store_path::StorePath;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
 use crate::pool::policy::{Policy, Share};
 use crate::pool::{Down, Event, Exit, Pool, Retry, SessionId, VmId};
@@ -32,6 +33,12 @@ pub(super) struct World {
     claims: BTreeMap<SessionId, Claim>,
     /// Who has been on a VM.
     users: BTreeMap<VmId, BTreeSet<Seat>>,
+    /// The client that has named a VM.
+    pinned: BTreeMap<VmId, String>,
+    /// What was built on which VM for which client.
+    built: BTreeSet<(VmId, String, StorePath)>,
+    /// VMs and seats that something was told of, so that they may be kept for a shorter time than otherwise.
+    told: (BTreeSet<VmId>, BTreeSet<Seat>),
     /// VMs that must be kept for a seat, and until when. Not those that the pool keeps because a session waits for them.
     leases: BTreeMap<Seat, (VmId, Instant)>,
     /// What each VM that ever was sees of the machine's store.
@@ -58,6 +65,9 @@ impl World {
             used_since: BTreeMap::new(),
             claims: BTreeMap::new(),
             users: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            built: BTreeSet::new(),
+            told: (BTreeSet::new(), BTreeSet::new()),
             leases: BTreeMap::new(),
             shares: BTreeMap::new(),
             served: BTreeSet::new(),
@@ -80,13 +90,24 @@ impl World {
                 purpose,
                 share,
             } => {
-                let (client, slot) = (client.to_string(), slot.to_string());
-                let seat = Seat { client, slot };
-                self.open(Claim {
-                    seat,
+                let claim = Claim {
+                    seat: seat(client, slot),
                     purpose,
                     share,
-                });
+                };
+                self.open(claim);
+            }
+            Step::Built(n, path) => self.build(n, path),
+            Step::Fetched(n, path) => {
+                if let Some((session, _)) = self.nth_running(n) {
+                    self.send(Event::Fetched(session, path));
+                }
+            }
+            Step::SeatGone { client, slot } => {
+                let seat = seat(client, slot);
+                self.leases.remove(&seat);
+                self.told.1.insert(seat.clone());
+                self.send(Event::SeatGone(seat));
             }
             Step::Close(n, outputs) => self.close(n, outputs),
             Step::Memory(available) => self.memory = available,
@@ -126,9 +147,52 @@ impl World {
         if claim.purpose == Purpose::Build {
             self.leases.remove(&claim.seat);
         }
+        let is_taken = self.waiting.len() < self.pool.policy.max_queued && !self.shutting_down;
+        let named = match claim.purpose {
+            Purpose::Pinned(vm) => Some((vm, is_taken && self.may_be_named(vm, &claim))),
+            _ => None,
+        };
+        if let Some((vm, true)) = named {
+            self.pinned.insert(vm, claim.seat.client.clone());
+        }
         self.waiting.push_back(session);
         self.claims.insert(session, claim.clone());
         self.send(Event::SessionOpened(session, claim));
+        if let Some((vm, may_have_it)) = named {
+            // 20. Who names a VM gets it or waits for it, or is told at once why not.
+            let is_in = self.waiting.contains(&session) || self.running.contains_key(&session);
+            assert_eq!(is_in, may_have_it, "{session:?} has named {vm:?}");
+        }
+    }
+
+    /// Whether a VM is there, shows what the claim may see, and was nobody else's.
+    fn may_be_named(&self, vm: VmId, claim: &Claim) -> bool {
+        let is_there = matches!(self.vms.get(&vm), Some(Life::Boots | Life::Runs));
+        let users = self.users.get(&vm).into_iter().flatten();
+        let mut clients = users.map(|seat| &seat.client).chain(self.pinned.get(&vm));
+        is_there
+            && self.shares[&vm] == claim.share
+            && clients.all(|client| *client == claim.seat.client)
+    }
+
+    fn build(&mut self, n: usize, path: Option<StorePath>) {
+        let Some((session, vm)) = self.nth_running(n) else {
+            return;
+        };
+        let seat = self.claims[&session].seat.clone();
+        if let Some(path) = &path {
+            self.built.insert((vm, seat.client.clone(), path.clone()));
+        }
+        self.told.0.insert(vm);
+        self.leases.remove(&seat);
+        self.told.1.insert(seat);
+        self.send(Event::Built(session, path.into_iter().collect()));
+    }
+
+    fn nth_running(&self, n: usize) -> Option<(SessionId, VmId)> {
+        let count = self.running.len();
+        let (session, vm) = self.running.iter().nth(n.checked_rem(count)?)?;
+        Some((*session, *vm))
     }
 
     fn close(&mut self, n: usize, outputs: Outputs) {
@@ -149,9 +213,13 @@ impl World {
         let is_last = !known
             .copied()
             .any(|other| other > session && self.claims[&other].seat == *seat);
+        let is_told = |vm: &VmId| self.told.0.contains(vm) || self.told.1.contains(seat);
+        let is_pinned = matches!(self.claims[&session].purpose, Purpose::Pinned(_));
         if let Some(vm) = self.running.get(&session)
             && outputs == Outputs::Unfetched
             && is_last
+            && !is_pinned
+            && !is_told(vm)
         {
             let until = self.now + self.pool.policy.lease;
             self.leases.insert(seat.clone(), (*vm, until));
@@ -237,6 +305,11 @@ impl World {
         }
         panic!("the pool does not settle");
     }
+}
+
+fn seat(client: u8, slot: u8) -> Seat {
+    let (client, slot) = (client.to_string(), slot.to_string());
+    Seat { client, slot }
 }
 
 fn nth<'a>(mut vms: impl Iterator<Item = (&'a VmId, &'a Life)> + Clone, n: usize) -> Option<VmId> {

@@ -11,7 +11,10 @@ fn unfetched(session: u64) -> Event {
 
 /// A session of another session's slot that fetches.
 fn fetch(session: u64, slot: u64) -> Event {
-    Event::SessionOpened(SessionId(session), claim("anna", slot, Purpose::Fetch))
+    Event::SessionOpened(
+        SessionId(session),
+        claim("anna", slot, Purpose::Fetch(None)),
+    )
 }
 
 /// A session of another session's slot that builds.
@@ -89,7 +92,7 @@ fn a_session_that_fetches_waits_for_the_vm_of_the_session_just_before_it() {
 fn another_clients_slot_of_the_same_name_is_another_one() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     pool.handle(now, unfetched(1));
-    let other = Event::SessionOpened(SessionId(3), claim("ben", 1, Purpose::Fetch));
+    let other = Event::SessionOpened(SessionId(3), claim("ben", 1, Purpose::Fetch(None)));
     assert_eq!(pool.handle(now, other), []);
     assert_eq!(pool.status(now).queued[0].home, None);
 }

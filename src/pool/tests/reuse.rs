@@ -2,18 +2,6 @@
 
 use super::*;
 
-fn ready(vm: u32) -> Event {
-    Event::VmReady(VmId(vm))
-}
-
-fn gone(vm: u32) -> Event {
-    Event::VmExited(VmId(vm), Exit::Stopped)
-}
-
-fn kill(vm: u32) -> Action {
-    Action::Kill(VmId(vm))
-}
-
 #[test]
 fn never_a_vm_that_has_had_a_session_is_killed_at_its_end() {
     let (mut pool, now) = pool_with(policy(Reuse::Never, 2));

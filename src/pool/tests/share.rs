@@ -15,18 +15,6 @@ fn boot_blind(vm: u32) -> Action {
     Action::Boot(VmId(vm), Share::None)
 }
 
-fn ready(vm: u32) -> Event {
-    Event::VmReady(VmId(vm))
-}
-
-fn gone(vm: u32) -> Event {
-    Event::VmExited(VmId(vm), Exit::Stopped)
-}
-
-fn kill(vm: u32) -> Action {
-    Action::Kill(VmId(vm))
-}
-
 #[test]
 fn both_have_to_allow_what_a_vm_sees() {
     assert_eq!(Share::Host.and(Share::Host), Share::Host);
@@ -64,7 +52,7 @@ fn who_fetches_does_not_come_home_to_a_vm_of_the_other_kind() {
     pool.handle(now, unfetched);
     let claim = Claim {
         share: Share::None,
-        ..claim("anna", 1, Purpose::Fetch)
+        ..claim("anna", 1, Purpose::Fetch(None))
     };
     let opened = Event::SessionOpened(SessionId(2), claim);
     assert_eq!(pool.handle(now, opened), [boot_blind(2)]);

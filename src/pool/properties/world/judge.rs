@@ -16,7 +16,7 @@ impl World {
             _ => None,
         });
         let stops = actions.iter().filter_map(|action| match action {
-            Action::PowerDown(vm) => Some(self.shares[vm]),
+            Action::PowerDown(vm) if !self.pinned.contains_key(vm) => Some(self.shares[vm]),
             _ => None,
         });
         let (boots, stops): (BTreeSet<Share>, BTreeSet<Share>) = (boots.collect(), stops.collect());
@@ -35,7 +35,8 @@ impl World {
             } => {
                 // 17. Under `never`, who comes to a VM that was used may only fetch; nobody else is kept from building.
                 let is_used = self.users.contains_key(vm);
-                let may_build = self.pool.policy.reuse != Reuse::Never || !is_used;
+                let has_named_it = self.claims[session].purpose == Purpose::Pinned(*vm);
+                let may_build = self.pool.policy.reuse != Reuse::Never || !is_used || has_named_it;
                 assert_eq!(*fetch_only, !may_build, "{session:?} on {vm:?}");
                 self.assign(*session, *vm);
             }
@@ -116,26 +117,35 @@ impl World {
         let place = place.expect("it waits");
         // 4. No session is overtaken by one that could wait for the same VM.
         for earlier in self.waiting.range(..place).filter(|_| !comes_home) {
-            assert!(
-                self.has_home(*earlier) || !self.is_open_to(vm, &self.claims[earlier]),
-                "{session:?} overtook {earlier:?} on {vm:?}"
-            );
+            let earlier_claim = &self.claims[earlier];
+            let could_have_it = match earlier_claim.purpose {
+                Purpose::Pinned(named) => named == vm,
+                _ => !self.has_home(*earlier) && self.is_open_to(vm, earlier_claim),
+            };
+            assert!(!could_have_it, "{session:?} overtook {earlier:?} on {vm:?}");
         }
         if let Some((home, until)) = self.leases.get(&claim.seat) {
             assert!(
-                claim.purpose == Purpose::Build
+                !claim.purpose.fetches()
                     || *home == vm
+                    || self.has_built(vm, &claim)
                     || self.shares[home] != claim.share
                     || *until <= self.now,
                 "{session:?} should have come to {home:?}"
             );
         }
-        // 13. Under `never`, no second build; 14. under `client`, no other client.
-        assert!(
-            comes_home || self.is_open_to(vm, &claim),
-            "{session:?} on {vm:?}, which was {:?}'s",
-            self.users.get(&vm)
-        );
+        if let Purpose::Pinned(named) = claim.purpose {
+            // 21. Who names a VM gets that one, and nobody else has ever had it.
+            assert_eq!(named, vm, "{session:?}");
+            assert!(self.may_be_named(vm, &claim), "{session:?} on {vm:?}");
+        } else {
+            // 13. Under `never`, no second build; 14. under `client`, no other client; 22. none at all on one with a name.
+            assert!(
+                comes_home || self.is_open_to(vm, &claim),
+                "{session:?} on {vm:?}, which was {:?}'s",
+                self.users.get(&vm)
+            );
+        }
         self.leases.remove(&claim.seat);
         self.users.entry(vm).or_default().insert(claim.seat);
         self.waiting.remove(place);
@@ -148,6 +158,7 @@ impl World {
         let users = self.users.get(&vm).into_iter().flatten();
         let is_alike = self.shares[&vm] == claim.share;
         is_alike
+            && !self.pinned.contains_key(&vm)
             && match self.pool.policy.reuse {
                 Reuse::Always => true,
                 Reuse::Client => users
@@ -163,7 +174,17 @@ impl World {
             .users
             .get(&vm)
             .is_some_and(|users| users.contains(&claim.seat));
-        claim.purpose == Purpose::Fetch && was_here && self.shares[&vm] == claim.share
+        let may_have_it = was_here || self.has_built(vm, claim);
+        claim.purpose.fetches() && may_have_it && self.shares[&vm] == claim.share
+    }
+
+    /// Whether what a session comes to fetch was built on this VM, for its client.
+    fn has_built(&self, vm: VmId, claim: &Claim) -> bool {
+        let Purpose::Fetch(Some(path)) = &claim.purpose else {
+            return false;
+        };
+        let built = (vm, claim.seat.client.clone(), path.clone());
+        self.built.contains(&built)
     }
 
     /// Whether a session comes to fetch what a VM that runs may have.
@@ -178,7 +199,7 @@ impl World {
         let is_done = self.users.contains_key(&vm) && self.pool.policy.reuse != Reuse::Always;
         let mut waiting = self.waiting.iter().map(|session| &self.claims[session]);
         let is_in_the_way = waiting.any(|claim| claim.share != self.shares[&vm]);
-        is_idle && (is_done || is_in_the_way)
+        is_idle && (is_done || is_in_the_way) && !self.pinned.contains_key(&vm)
     }
 
     pub(super) fn check(&self) {
@@ -187,6 +208,16 @@ impl World {
         // 3. Never more sessions on a VM than slots.
         for vm in self.vms.keys() {
             assert!(self.running.values().filter(|at| *at == vm).count() <= slots);
+        }
+        // 23. Nobody waits for a VM that is gone, or is about to be.
+        for session in &self.waiting {
+            if let Purpose::Pinned(vm) = self.claims[session].purpose {
+                let life = self.vms.get(&vm);
+                assert!(
+                    matches!(life, Some(Life::Boots | Life::Runs)),
+                    "{session:?} waits for {vm:?}"
+                );
+            }
         }
         // 11. A second look at the same moment finds nothing new.
         let mut again = self.pool.clone();

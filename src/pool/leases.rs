@@ -1,0 +1,146 @@
+//! What a session leaves behind: a VM that is kept while its client has not fetched all that was built there.
+//!
+//! Three things tell that a session comes for it, the strongest first: its seat, where that is a process; its seat, where that
+//! is a slot; and the path that it asks for, which may be known to be on one VM only.
+
+use std::time::Instant;
+
+use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::policy::Reuse;
+use super::unfetched::Unfetched;
+use super::vm::{Lease, ReadyVm, Visit, VmState};
+use super::{Pool, SessionId, VmId, planner};
+use crate::nix::store_path::StorePath;
+
+impl Pool {
+    /// Where nothing is kept for the session's seat, its VM's work is done. Only one that is used again has to wait until the
+    /// guest has closed the slot.
+    pub(super) fn session_left(&mut self, now: Instant, session: SessionId, outputs: Outputs) {
+        let Some((id, visit)) = self.visit(session) else {
+            return;
+        };
+        let is_used_again = self.policy.reuse != Reuse::Never || self.is_pinned(id);
+        if !is_used_again && !self.is_kept_for(visit, session, outputs) {
+            self.session_closed(now, session, outputs);
+        }
+    }
+
+    pub(super) fn session_closed(&mut self, now: Instant, session: SessionId, outputs: Outputs) {
+        self.queue.retain(|waiting| waiting.session != session);
+        let Some((id, visit)) = self.visit(session) else {
+            return;
+        };
+        let seat = visit.claim.seat.clone();
+        let keeps = self.is_kept_for(visit, session, outputs);
+        if keeps {
+            // A seat has one VM that is kept for it.
+            self.end_leases(|other, _| *other == seat);
+        }
+        let Some(vm) = self.vms.get_mut(&id).and_then(VmState::as_ready_mut) else {
+            return;
+        };
+        vm.idle_since = now;
+        let unfetched = vm.sessions.remove(&session).map(|visit| visit.unfetched);
+        let unfetched = unfetched.unwrap_or_default();
+        if keeps {
+            let until = now + self.policy.lease;
+            vm.leases.insert(seat, Lease { until, unfetched });
+        } else if let Some(heir) = vm.latest_visit_of(&seat) {
+            heir.unfetched.add(unfetched);
+        }
+    }
+
+    /// A build of a session has worked.
+    pub(super) fn built(&mut self, session: SessionId, paths: Vec<StorePath>) {
+        let mut vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
+        if let Some(visit) = vms.find_map(|vm| vm.sessions.get_mut(&session)) {
+            visit.unfetched.built(paths);
+        }
+    }
+
+    /// A session's client has an output.
+    pub(super) fn fetched(&mut self, session: SessionId, path: &StorePath) {
+        let mut vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
+        if let Some(vm) = vms.find(|vm| vm.sessions.contains_key(&session)) {
+            let client = vm.sessions[&session].claim.seat.client.clone();
+            vm.fetched(&client, path);
+        }
+    }
+
+    /// No further session will come by a seat.
+    pub(super) fn seat_gone(&mut self, gone: &Seat) {
+        self.end_leases(|seat, _| seat == gone);
+        let vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
+        for visit in vms.flat_map(|vm| vm.sessions.values_mut()) {
+            visit.leaves_nothing |= visit.claim.seat == *gone;
+        }
+    }
+
+    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
+    /// its own may have built it.
+    pub(super) fn seat_that_has(&self, claim: &Claim) -> Option<Seat> {
+        let Purpose::Fetch(Some(path)) = &claim.purpose else {
+            return None;
+        };
+        let alike = || planner::ready(&self.vms).filter(|(_, vm)| vm.share == claim.share);
+        let seats = || alike().flat_map(|(_, vm)| vm.unfetched());
+        let is_own = |(seat, unfetched): (&Seat, &Unfetched)| {
+            *seat == claim.seat && unfetched.may_have(path)
+        };
+        if seats().any(is_own) {
+            return None;
+        }
+        let has_it = |(seat, unfetched): &(&Seat, &Unfetched)| {
+            seat.client == claim.seat.client && unfetched.has(path)
+        };
+        seats().find(has_it).map(|(seat, _)| seat.clone())
+    }
+
+    /// Whether a session's VM is kept for its seat when the session ends. A later session of the seat knows better: one that
+    /// waits says what it wants, and one that runs will say so at its own end.
+    fn is_kept_for(&self, visit: &Visit, ended: SessionId, outputs: Outputs) -> bool {
+        let seat = &visit.claim.seat;
+        let running = planner::ready(&self.vms)
+            .flat_map(|(_, vm)| &vm.sessions)
+            .filter(|(id, other)| **id > ended && other.claim.seat == *seat)
+            .map(|(id, _)| (*id, false));
+        let waiting = self
+            .queue
+            .iter()
+            .filter(|waiting| waiting.session > ended && waiting.claim.seat == *seat)
+            .map(|waiting| (waiting.session, waiting.claim.purpose.fetches()));
+        let remain = outputs == Outputs::Unfetched && !visit.unfetched.is_done();
+        let latest = running.chain(waiting).max();
+        latest.map_or(remain && !visit.leaves_nothing, |(_, keeps)| keeps)
+    }
+
+    /// Ends leases, by seat and time of their end.
+    pub(super) fn end_leases(&mut self, is_meant: impl Fn(&Seat, Instant) -> bool) {
+        for vm in self.vms.values_mut().filter_map(VmState::as_ready_mut) {
+            vm.leases.retain(|seat, lease| !is_meant(seat, lease.until));
+        }
+    }
+
+    /// When the next lease ends.
+    pub(super) fn lease_deadline(&self) -> Option<Instant> {
+        planner::ready(&self.vms)
+            .flat_map(|(_, vm)| vm.leases.values().map(|lease| lease.until))
+            .min()
+    }
+
+    fn visit(&self, session: SessionId) -> Option<(VmId, &Visit)> {
+        planner::ready(&self.vms).find_map(|(id, vm)| Some((id, vm.sessions.get(&session)?)))
+    }
+
+    fn is_pinned(&self, id: VmId) -> bool {
+        let vm = self.vms.get(&id).and_then(VmState::as_ready);
+        vm.is_some_and(|vm| vm.is_pinned)
+    }
+}
+
+impl ReadyVm {
+    fn latest_visit_of(&mut self, seat: &Seat) -> Option<&mut Visit> {
+        let mut visits = self.sessions.values_mut();
+        visits.rfind(|visit| visit.claim.seat == *seat)
+    }
+}

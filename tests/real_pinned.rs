@@ -1,0 +1,122 @@
+//! Real Nix clients that name the machine they want, and machines that go when everything is fetched. `scripts/test` makes the
+//! images and runs it.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::nix::{Nix, Version, derivation, sleeper, started, stderr};
+use common::{ended, namespace};
+
+const SYSTEM: &str = "riscv64-linux";
+const VM: &str = "ssh-ng://vm-riscv64-1@xpool-riscv64";
+
+/// Runs it; what it wrote to its standard output.
+#[track_caller]
+fn ok(nix: &Nix, command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        stderr(&output),
+        nix.installation.logs()
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// `nix …` as a person types it, in the client's own store.
+fn nix_in(nix: &Nix, store: &str, args: &[&str]) -> Command {
+    let mut command = nix.program("nix");
+    command.args(args).args(["--store", store]);
+    command
+}
+
+/// A path in the client's store.
+fn added(nix: &Nix, name: &str) -> String {
+    let file = nix.installation.path().join(name);
+    fs::write(&file, name).unwrap();
+    let mut command = nix.program("nix-store");
+    command.arg("--store").arg(&nix.store).arg("--add");
+    ok(nix, command.arg(file))
+}
+
+fn one_machine_is_one_store(version: Version) {
+    let (installation, _serving) = started("[pool]\nmax-vms = 2\n");
+    installation.ok(&["up", "riscv64"]);
+    let nix = Nix::of(version, &installation);
+    let own = nix.store.to_str().unwrap().to_owned();
+
+    ok(&nix, &mut nix_in(&nix, VM, &["store", "ping"]));
+    let paths = [added(&nix, "one"), added(&nix, "two")];
+    for path in &paths {
+        ok(&nix, &mut nix_in(&nix, &own, &["copy", "--to", VM, path]));
+    }
+    let info = ["path-info", &paths[0], &paths[1]];
+    let known = ok(&nix, &mut nix_in(&nix, VM, &info));
+    assert_eq!(known.lines().count(), 2, "{known}");
+
+    // A build for anybody gets another machine, and the store of this one stays as it is.
+    let mut build = nix.start(&sleeper(1));
+    installation.until("the build has a machine of its own", || {
+        let sessions = installation.list(SYSTEM, "sessions");
+        sessions.iter().any(|session| {
+            let slot = session["slot"].as_str().unwrap();
+            slot.starts_with("riscv64-") && session["vm"] == "riscv64-2"
+        })
+    });
+    assert_eq!(ended(&mut build.child), Some(0), "{}", build.log());
+
+    // More than the one build that a machine has otherwise.
+    let mut results = Vec::new();
+    for name in ["three", "four"] {
+        let script = format!("read -r one < {}; echo $one {name} > $out", paths[0]);
+        let one = format!("one = builtins.storePath {};", paths[0]);
+        let expression = derivation(SYSTEM, name, &one, &script);
+        let mut command = nix.program("nix-build");
+        command.args(["--store", VM, "--no-out-link", "-E", &expression]);
+        results.push(ok(&nix, &mut command));
+    }
+    let second = installation.path().join("second");
+    for (path, text) in results.iter().zip(["one three\n", "one four\n"]) {
+        let to = second.to_str().unwrap();
+        let copy = [
+            "copy",
+            "--no-check-sigs",
+            "--from",
+            VM,
+            "--to",
+            to,
+            path.as_str(),
+        ];
+        ok(&nix, nix.program("nix").args(copy));
+        let copied = fs::read_to_string(format!("{to}{path}")).unwrap();
+        assert_eq!(copied, text);
+    }
+    let vms = installation.list(SYSTEM, "vms");
+    assert_eq!(
+        (&vms[0]["name"], &vms[0]["state"]),
+        (&"riscv64-1".into(), &"pinned".into())
+    );
+
+    let nowhere = VM.replace("riscv64-1", "riscv64-77");
+    let asked = nix_in(&nix, &nowhere, &["path-info", &paths[0]]).output();
+    let said = stderr(&asked.unwrap());
+    let expected = "xpool: there is no VM riscv64-77: there is riscv64-1";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn what_one_command_puts_into_a_machine_the_next_one_finds_there() {
+    one_machine_is_one_store(Version::Own);
+}
+
+#[test]
+fn what_one_command_of_a_newer_nix_puts_into_a_machine_the_next_one_finds_there() {
+    if namespace::skipped("a machine's store for a newer Nix") {
+        return;
+    }
+    one_machine_is_one_store(Version::Newer);
+}
