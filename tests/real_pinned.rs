@@ -120,3 +120,30 @@ fn what_one_command_of_a_newer_nix_puts_into_a_machine_the_next_one_finds_there(
     }
     one_machine_is_one_store(Version::Newer);
 }
+
+/// A client that connects anew for each output (2.26 does, 2.8 does not). The machine would be kept for longer than a test
+/// waits if nobody knew which output is the last.
+#[test]
+fn a_machine_goes_when_the_last_of_its_outputs_is_fetched() {
+    if namespace::skipped("outputs that are fetched by connections of their own") {
+        return;
+    }
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\nlease = \"1h\"\n");
+    let nix = Nix::newer(&installation);
+    let three = derivation(
+        SYSTEM,
+        "three",
+        r#"outputs = [ "out" "dev" "man" ];"#,
+        "echo out > $out; echo dev > $dev; echo man > $man",
+    );
+    let results = nix.results(&format!("let d = {three}; in [ d.out d.dev d.man ]"));
+    assert_eq!(results, ["out\n", "dev\n", "man\n"]);
+    installation.until("the machine is gone", || installation.qemus().is_empty());
+    let logs = installation.logs();
+    let count = |text: &str| logs.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        (count("VM ready"), count("session opened")),
+        (1, 3),
+        "{logs}"
+    );
+}
