@@ -112,16 +112,15 @@ pub async fn run(
     let slots = slots
         .map(|(name, slot)| (name.clone(), slot.system))
         .collect();
-    let desk = handle.desk().clone();
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
         handle.desk().clone(),
         end.clone(),
     ));
+    let local = tokio::spawn(local.serve(slots, handle.clone(), end.clone()));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
-    let local = tokio::spawn(local.serve(slots, desk, end.clone()));
     let held = tokio::spawn(look_after(left.held, shutdown.clone()));
     ready(&info);
     manager.run(shutdown).await;

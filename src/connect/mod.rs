@@ -5,6 +5,7 @@
 //! not end a build.
 
 pub mod helper;
+mod hook;
 pub mod place;
 pub mod server;
 pub mod stdio;

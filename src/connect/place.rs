@@ -1,6 +1,7 @@
 //! Where helpers find the manager, and who may come there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
@@ -9,7 +10,7 @@ use unix::unistd::Group;
 
 use super::server::{self, Allowed};
 use crate::config::Config;
-use crate::manager::ticket::SessionDesk;
+use crate::manager::ManagerHandle;
 use crate::nix::System;
 use crate::paths::Paths;
 use crate::state;
@@ -41,10 +42,19 @@ impl LocalTransport {
     pub async fn serve(
         self,
         slots: BTreeMap<String, System>,
-        desk: SessionDesk,
+        manager: ManagerHandle,
         stop: CancellationToken,
     ) {
-        server::serve(self.listener, self.allowed, slots, desk, stop).await;
+        let desk = manager.desk().clone();
+        let seat_gone = move |system, key, seat| {
+            let manager = manager.clone();
+            tokio::spawn(async move {
+                // Without a manager nothing is kept.
+                let _ = manager.seat_gone(system, key, seat).await;
+            });
+        };
+        let seat_gone = Arc::new(seat_gone);
+        server::serve(self.listener, self.allowed, slots, desk, seat_gone, stop).await;
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::hook::Hook;
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
 use crate::manager::ticket::{
     Grant, InputsOnTheirWay, SessionDesk, SessionReport, SessionRequest, SessionTicket,
@@ -54,11 +55,15 @@ fn groups_of(pid: i32) -> Vec<u32> {
     groups.filter_map(|group| group.parse().ok()).collect()
 }
 
+/// Told that no further session of a key will come by a seat.
+pub type SeatGone = dyn Fn(System, String, String) + Send + Sync;
+
 /// What all helpers share.
 struct Shared {
     allowed: Allowed,
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
+    seat_gone: Arc<SeatGone>,
 }
 
 impl Shared {
@@ -80,12 +85,14 @@ pub async fn serve(
     allowed: Allowed,
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
+    seat_gone: Arc<SeatGone>,
     stop: CancellationToken,
 ) {
     let shared = Arc::new(Shared {
         allowed,
         slots,
         desk,
+        seat_gone,
     });
     let room = Arc::new(Semaphore::new(MOST_HELPERS));
     let helpers = TaskTracker::new();
@@ -138,22 +145,32 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         return writer.send(&ToHelper::Rejected(why)).await;
     };
     let unfetched = first.fetches();
+    let hook = peer.pid().and_then(Hook::of);
     let request = SessionRequest {
         system,
-        seat: slot.clone(),
+        seat: hook.map_or_else(|| slot.clone(), |hook| hook.seat(&slot)),
         slot,
         client: format!("local, uid {}", peer.uid()),
         key: format!("uid {}", peer.uid()),
         share: Share::Host,
         first,
     };
-    match shared.desk.open(request).await {
-        Ok(ticket) => {
-            ticket.set_unfetched(unfetched);
-            Session::new(ticket, writer).run(&mut reader).await
-        }
-        Err(gone) => writer.send(&ToHelper::Rejected(gone.to_string())).await,
+    let (key, seat) = (request.key.clone(), request.seat.clone());
+    let ticket = match shared.desk.open(request).await {
+        Ok(ticket) => ticket,
+        Err(gone) => return writer.send(&ToHelper::Rejected(gone.to_string())).await,
+    };
+    ticket.set_unfetched(unfetched);
+    let served = Session::new(ticket, writer).run(&mut reader).await;
+    if let Some(hook) = hook {
+        // What it left is kept until its lease ends, or nobody can come for it any more.
+        let seat_gone = shared.seat_gone.clone();
+        tokio::spawn(async move {
+            hook.gone().await;
+            seat_gone(system, key, seat);
+        });
     }
+    served
 }
 
 /// A helper's session, as the manager's end keeps it.

@@ -1,5 +1,6 @@
 //! Both ends of the local transport over a real socket, with the test as Nix, as the manager behind it, and as the guest.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -45,7 +46,14 @@ impl Server {
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
         let slots = [(SLOT.to_owned(), System::Riscv64Linux)].into();
-        let running = server::serve(listener, allowed, slots, desk, stop.clone());
+        let running = server::serve(
+            listener,
+            allowed,
+            slots,
+            desk,
+            Arc::new(|_, _, _| {}),
+            stop.clone(),
+        );
         Self {
             sessions,
             running: tokio::spawn(running),
