@@ -11,7 +11,7 @@ use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
 use common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
-use common::nix::{derivation, stderr};
+use common::nix::{Transport, derivation, stderr};
 use common::{ended, now};
 use sha2::{Digest as _, Sha256};
 
@@ -44,8 +44,17 @@ fn says_100_mb(client: &Client<'_>) {
     let log = stderr(&output);
     let line = "x".repeat(LOG_LINE);
     let n_lines = log.lines().filter(|text| text.ends_with(&line)).count();
-    assert_eq!(n_lines, LOG_LINES, "{}", client.name);
-    assert!(log.contains("that was all"));
+    match client.transport {
+        Transport::Local => {
+            assert_eq!(n_lines, LOG_LINES, "{}", client.name);
+            assert!(log.contains("that was all"));
+        }
+        // OpenSSH lets nobody wait who writes to its standard error, which is that of Nix's hook as well, and Nix does not
+        // write again what found no room. So it is with every builder that is reached by ssh.
+        Transport::Ssh => {
+            assert!(n_lines > LOG_LINES * 9 / 10, "{}: {n_lines}", client.name);
+        }
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub const CLIENTS: usize = VERSIONS.len() * TRANSPORTS.len();
 pub struct Client<'a> {
     pub name: String,
     pub version: Version,
+    pub transport: Transport,
     pub nix: Nix<'a>,
     /// What the manager calls its slots.
     slots: Vec<String>,
@@ -53,6 +54,7 @@ pub fn clients(installation: &Installation) -> Vec<Client<'_>> {
             Client {
                 name,
                 version,
+                transport,
                 nix,
                 slots,
             }
