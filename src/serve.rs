@@ -69,15 +69,7 @@ pub async fn run(
     let open_files = open_files::raise_limit().context("raising the limit of open files")?;
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
-    let left = leftovers::clean(&paths.vms())
-        .await
-        .context("ending what an earlier manager left")?;
-    for unfinished in shelf::clean(&paths.templates())? {
-        warn!(
-            unfinished,
-            "removed a template that an earlier manager has not finished"
-        );
-    }
+    let held = clean_up(paths).await?;
     let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
     let gateway_config = gateway_config(&config, &keys, Limits::within(open_files))?;
     let listen = config.listen;
@@ -95,11 +87,7 @@ pub async fn run(
     };
     let connections = gateway_config.limits.max_connections;
     info!(state = %paths.state().display(), gateway = %listen, open_files, connections, "serving");
-    let store = Arc::new(HostStore::new(StorePlace {
-        root: config.store_root.clone(),
-        search_path: config.search_path.clone(),
-    }));
-    let factory = factory(&config, paths, store);
+    let factory = factory(&config, paths);
     let policies = config
         .systems
         .iter()
@@ -108,10 +96,7 @@ pub async fn run(
     let (manager, handle) = Manager::new(policies, &factory);
     let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
-    let slots = gateway_config.slots.iter();
-    let slots = slots
-        .map(|(name, slot)| (name.clone(), slot.system))
-        .collect();
+    let slots = systems_by_slot(&gateway_config);
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -121,7 +106,7 @@ pub async fn run(
     let local = tokio::spawn(local.serve(slots, handle.clone(), end.clone()));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
-    let held = tokio::spawn(look_after(left.held, shutdown.clone()));
+    let held = tokio::spawn(look_after(held, shutdown.clone()));
     ready(&info);
     manager.run(shutdown).await;
     held.await?;
@@ -140,6 +125,27 @@ pub async fn run(
     let _ = std::fs::remove_file(paths.control_socket());
     let _ = std::fs::remove_file(paths.connect_socket());
     Ok(())
+}
+
+/// Ends what an earlier manager has left, but for VMs that other processes still use.
+async fn clean_up(paths: &Paths) -> Result<Vec<HeldVm>> {
+    let left = leftovers::clean(&paths.vms())
+        .await
+        .context("ending what an earlier manager left")?;
+    for unfinished in shelf::clean(&paths.templates())? {
+        warn!(
+            unfinished,
+            "removed a template that an earlier manager has not finished"
+        );
+    }
+    Ok(left.held)
+}
+
+fn systems_by_slot(config: &GatewayConfig) -> BTreeMap<String, System> {
+    let slots = config.slots.iter();
+    slots
+        .map(|(name, slot)| (name.clone(), slot.system))
+        .collect()
 }
 
 /// Looks after the VMs of an earlier manager that other processes still use: they end when they are not used, or when
@@ -210,7 +216,11 @@ fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
     Ok(clients)
 }
 
-fn factory(config: &Config, paths: &Paths, store: Arc<HostStore>) -> VmFactory<Qemu> {
+fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
+    let store = Arc::new(HostStore::new(StorePlace {
+        root: config.store_root.clone(),
+        search_path: config.search_path.clone(),
+    }));
     let images = VerifiedImages {
         store: ImageStore::new(paths.images()),
         seen: Mutex::default(),

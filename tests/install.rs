@@ -169,8 +169,6 @@ fn a_file_that_something_else_makes_is_left_alone_with_all_others() {
     "#);
     let dry = [INSTALL.as_slice(), &["--dry-run"]].concat();
     assert_eq!(user.run(&dry).code, Some(1));
-    let dry = [INSTALL.as_slice(), &["--dry-run"]].concat();
-    assert_eq!(user.run(&dry).code, Some(1));
     assert_eq!(user.files(), before);
     // Nothing is to be taken away.
     assert!(user.ok(&UNINSTALL).contains("Unchanged"));
