@@ -26,6 +26,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::{BuildMachines, slot_user, ssh_config, ssh_host};
 use crate::paths::Paths;
 use crate::pool::policy::Share;
+use crate::shell;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::store::{HostStore, StorePlace};
@@ -83,6 +84,7 @@ pub async fn run(
         .map_err(|source| CannotListen { listen, source })?;
     let unix = state::listen(&paths.control_socket())?;
     let local = LocalTransport::bind(&config, paths)?;
+    let shells = state::listen(&paths.shell_socket())?;
     let _files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
@@ -108,6 +110,7 @@ pub async fn run(
         .map(|(name, slot)| (name.clone(), slot.system))
         .collect();
     let desk = handle.desk().clone();
+    let shells = tokio::spawn(shell::server::serve(shells, handle.clone(), end.clone()));
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -126,6 +129,7 @@ pub async fn run(
     end.cancel();
     gateway.await?.context("the gateway")?;
     local.await?;
+    shells.await?;
     // A caller that does not read what it asked for does not keep the manager alive.
     if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
         served?.context("the control API")?;
@@ -133,6 +137,7 @@ pub async fn run(
     // Another manager cannot have made it: the lock is still held.
     let _ = std::fs::remove_file(paths.control_socket());
     let _ = std::fs::remove_file(paths.connect_socket());
+    let _ = std::fs::remove_file(paths.shell_socket());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -112,6 +112,19 @@ const RULES: [Rule; 11] = [
             "crate::image",
             "crate::manager::status",
             "russh",
+        ],
+        except: &[],
+    },
+    Rule {
+        path: "shell",
+        words: &[
+            "crate::pool",
+            "crate::gateway",
+            "crate::session",
+            "crate::control",
+            "crate::cli",
+            "crate::image",
+            "crate::manager::status",
         ],
         except: &[],
     },

@@ -5,6 +5,7 @@ use crate::control::client::ControlError;
 use crate::image::build::CannotBuild;
 use crate::image::store::ImageError;
 use crate::serve::{CannotListen, OwnKey};
+use crate::shell::client::{BROKEN, ShellError};
 use crate::state::StateInUse;
 use crate::vm::host::HostError;
 
@@ -51,6 +52,12 @@ impl Problem {
             if let Some(error) = cause.downcast_ref::<CannotBuild>() {
                 problem.exit_code = UNAVAILABLE;
                 problem.hints.extend(error.hints.iter().cloned());
+            }
+            if cause
+                .downcast_ref::<ShellError>()
+                .is_some_and(ShellError::has_begun)
+            {
+                problem.exit_code = BROKEN;
             }
             if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;

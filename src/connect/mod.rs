@@ -8,7 +8,7 @@ pub mod helper;
 pub mod place;
 pub mod server;
 pub mod stdio;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

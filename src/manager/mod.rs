@@ -10,6 +10,7 @@ mod report;
 mod rest;
 mod session;
 mod sharing;
+pub mod shell;
 pub mod status;
 mod supervisor;
 mod system;
@@ -231,6 +232,7 @@ impl<B: VmBackend> Manager<B> {
                 }
                 self.downs.push((systems, reply));
             }
+            Command::Shell { vm, order } => self.open_shell(&vm, order),
             Command::Status { reply } => {
                 let _ = reply.send(self.status());
             }

@@ -5,6 +5,7 @@ mod memory;
 mod rest;
 mod reuse;
 mod share;
+mod shell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
