@@ -20,6 +20,7 @@ pub mod paths;
 pub mod pool;
 pub mod serve;
 pub mod session;
+pub mod shell;
 pub mod shutdown;
 pub mod state;
 pub mod store;

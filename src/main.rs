@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(cli.run(printer));
     runtime.shutdown_timeout(patience);
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             let problem = Problem::of(&error);
             printer.error(&problem.text, &problem.hints);

@@ -90,6 +90,11 @@ impl Paths {
         self.state.join("connect.sock")
     }
 
+    /// Where people come for shells.
+    pub fn shell_socket(&self) -> PathBuf {
+        self.state.join("shell.sock")
+    }
+
     /// The gateway's host key and the clients' key.
     pub fn keys(&self) -> PathBuf {
         self.state.join("keys")

@@ -28,6 +28,7 @@ use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
 use crate::pool::policy::Share;
+use crate::shell;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
 use crate::store::{HostStore, StorePlace};
@@ -78,6 +79,7 @@ pub async fn run(
         .map_err(|source| CannotListen { listen, source })?;
     let unix = state::listen(&paths.control_socket())?;
     let local = LocalTransport::bind(&config, paths)?;
+    let shells = state::listen(&paths.shell_socket())?;
     let files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
@@ -97,6 +99,7 @@ pub async fn run(
     let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);
+    let shells = tokio::spawn(shell::server::serve(shells, handle.clone(), end.clone()));
     let gateway = tokio::spawn(gateway::serve(
         tcp,
         gateway_config,
@@ -117,6 +120,7 @@ pub async fn run(
     end.cancel();
     gateway.await?.context("the gateway")?;
     local.await?;
+    shells.await?;
     // A caller that does not read what it asked for does not keep the manager alive.
     if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
         served?.context("the control API")?;
@@ -124,6 +128,7 @@ pub async fn run(
     // Another manager cannot have made it: the lock is still held.
     let _ = std::fs::remove_file(paths.control_socket());
     let _ = std::fs::remove_file(paths.connect_socket());
+    let _ = std::fs::remove_file(paths.shell_socket());
     Ok(())
 }
 

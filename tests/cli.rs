@@ -115,7 +115,7 @@ fn a_port_that_is_taken_is_named() {
 #[test]
 fn a_missing_qemu_is_named_with_its_package() {
     let installation = Installation::new("");
-    put_image(&installation, 3);
+    put_image(&installation, 4);
     let said = installation
         .command(&["up", "riscv64"])
         .env("PATH", "/nonexistent")
@@ -131,7 +131,7 @@ fn a_missing_qemu_is_named_with_its_package() {
 #[test]
 fn an_image_with_one_changed_byte_is_refused() {
     let installation = Installation::new("");
-    let image = put_image(&installation, 3);
+    let image = put_image(&installation, 4);
     fs::write(image.join("kernel"), "abd").unwrap();
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
@@ -154,7 +154,7 @@ fn an_image_of_another_contract_is_refused() {
     put_image(&installation, 99);
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
-    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 3
+    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 4
 
     hint: `xpool image build riscv64` makes a new one
     ");
@@ -234,7 +234,7 @@ fn without_a_manager_status_says_how_to_start_one_and_down_has_nothing_to_do() {
 #[test]
 fn more_vms_than_allowed_are_refused() {
     let installation = Installation::new("[pool]\nmax-vms = 2\n");
-    put_image(&installation, 3);
+    put_image(&installation, 4);
     let said = installation.run(&["up", "riscv64", "--count", "3"]);
     assert_eq!(said.code, Some(1));
     let last = said.stderr.lines().last().unwrap();
@@ -245,7 +245,7 @@ fn more_vms_than_allowed_are_refused() {
 #[test]
 fn more_vms_than_a_system_has_slots_need_a_configured_maximum() {
     let installation = Installation::new("");
-    put_image(&installation, 3);
+    put_image(&installation, 4);
     let said = installation.run(&["up", "riscv64", "--count", "65"]);
     assert!(is_untouched(&installation), "a manager was started");
     assert_snapshot!(all(&said), @r"
@@ -339,4 +339,31 @@ fn the_state_folder_is_private() {
         0o600
     );
     assert_eq!(mode(&installation.state().join("keys/host_ed25519")), 0o600);
+}
+
+#[test]
+fn a_shell_needs_a_vm_that_is_there() {
+    let installation = Installation::new("");
+    assert_snapshot!(all(&installation.run(&["ssh", "riscv64-1"])), @r"
+    exit code: 69
+    error: no manager is running (nobody answers at `[DIR]/state/control.sock`)
+
+    hint: `xpool up riscv64` starts one
+    ");
+    assert_snapshot!(all(&installation.run(&["ssh", "riscv", "--", "ls"])), @r"
+    exit code: 2
+    error: invalid value 'riscv' for '<SYSTEM|VM>': unknown system `riscv`: did you mean `riscv64`? (VMs have names such as `riscv64-1`)
+
+    For more information, try '--help'.
+    ");
+    let long = "x".repeat(100_001);
+    assert_snapshot!(all(&installation.run(&["ssh", "riscv64", "--", &long])), @r"
+    exit code: 1
+    error: the command has 100001 bytes and may have 100000; send a script over standard input
+    ");
+    let _serving = installation.serve();
+    assert_snapshot!(all(&installation.run(&["ssh", "riscv64-1", "--", "ls"])), @r"
+    exit code: 1
+    error: no shell in riscv64-1: there is no such VM, and none is running
+    ");
 }

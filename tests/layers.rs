@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 12] = [
+const RULES: [Rule; 13] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -126,6 +126,19 @@ const RULES: [Rule; 12] = [
             "crate::image",
             "crate::manager::status",
             "russh",
+        ],
+        except: &[],
+    },
+    Rule {
+        path: "shell",
+        words: &[
+            "crate::pool",
+            "crate::gateway",
+            "crate::session",
+            "crate::control",
+            "crate::cli",
+            "crate::image",
+            "crate::manager::status",
         ],
         except: &[],
     },

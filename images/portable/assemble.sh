@@ -19,7 +19,7 @@ readonly MORE_MODULES=(gpio_keys evdev binfmt_misc loop squashfs tun veth)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$tmp/root log=$tmp/mmdebstrap.log
 export TMPDIR=$tmp
-packages=linux-image-$arch,bash,busybox-static,ca-certificates,coreutils,kmod,nix-bin,qemu-guest-agent,socat
+packages=linux-image-$arch,bash,busybox-static,ca-certificates,coreutils,kmod,ncurses-base,nix-bin,qemu-guest-agent,socat
 [ "${XPOOL_GUEST_SSHD-}" = 1 ] && packages+=,openssh-server
 
 unavailable() {

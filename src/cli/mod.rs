@@ -11,6 +11,7 @@ mod machines;
 mod nix_version;
 mod problem;
 mod serve;
+mod ssh;
 mod start;
 mod status;
 mod up;
@@ -115,6 +116,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Show the last lines of a build, the console of a VM, or what the manager in the background says
     Logs(logs::LogsArgs),
+    /// Run a shell or a command in a VM, to look around
+    Ssh(ssh::SshArgs),
     /// Make, list and check guest images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -198,8 +201,8 @@ impl Cli {
         }
     }
 
-    /// Runs the command.
-    pub async fn run(self, printer: Printer) -> Result<()> {
+    /// Runs the command; the exit code of one that went well.
+    pub async fn run(self, printer: Printer) -> Result<u8> {
         let named = self.global.named();
         let Global {
             config,
@@ -221,10 +224,12 @@ impl Cli {
             Command::Events(args) => events::run(&context, &args).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
+            Command::Ssh(args) => return ssh::run(&context, args).await,
             Command::Image(command) => image::run(&context, &command).await,
             Command::Connect(args) => connect::run(&context, &args).await,
             Command::Serve(args) => serve::run(&context, &args).await,
         }
+        .map(|()| 0)
     }
 }
 

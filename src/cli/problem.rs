@@ -7,6 +7,7 @@ use crate::image::store::ImageError;
 use crate::install::{DamagedBlock, MadeElsewhere, NotIncluded};
 use crate::nix::machines::UnfitPath;
 use crate::serve::{CannotListen, OwnKey};
+use crate::shell::client::{BROKEN, ShellError};
 use crate::state::StateInUse;
 use crate::vm::host::HostError;
 
@@ -56,6 +57,12 @@ impl Problem {
             }
             if let Some(hint) = install_hint(cause) {
                 problem.hints.push(hint);
+            }
+            if cause
+                .downcast_ref::<ShellError>()
+                .is_some_and(ShellError::has_begun)
+            {
+                problem.exit_code = BROKEN;
             }
             if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;

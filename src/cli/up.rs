@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::{Context, image, nix_version, parse_system, start};
 use crate::config::{Config, Host};
@@ -32,16 +33,8 @@ pub(super) struct UpArgs {
 
 pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
     let (system, count) = (args.system, args.count.get());
-    let config = context.config()?;
-    check_host(&config, system, count).await?;
     let cancel = image::cancel_on_signals()?;
-    match find_image(context, system).await {
-        Ok(_) => {}
-        Err(ImageError::Missing(_)) => {
-            image::make(context, system, &cancel).await?;
-        }
-        Err(error) => return Err(error.into()),
-    }
+    prepare(context, system, count, &cancel).await?;
     let up = async {
         let (client, _) = start::manager(context).await?;
         bring_up(context, &client, system, count).await
@@ -52,6 +45,21 @@ pub(super) async fn run(context: &Context, args: &UpArgs) -> Result<()> {
     }
     context.printer.say(&next_steps(context, system).await?);
     Ok(())
+}
+
+/// Looks whether this machine can run VMs of a system, and makes the image if there is none.
+pub(super) async fn prepare(
+    context: &Context,
+    system: System,
+    count: u32,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    check_host(&context.config()?, system, count).await?;
+    match find_image(context, system).await {
+        Ok(_) => Ok(()),
+        Err(ImageError::Missing(_)) => image::make(context, system, cancel).await.map(drop),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The image in use. A manager that runs reads every byte of an image itself, and again only when it has changed.

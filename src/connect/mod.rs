@@ -9,7 +9,7 @@ mod hook;
 pub mod place;
 pub mod server;
 pub mod stdio;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

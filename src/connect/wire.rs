@@ -21,8 +21,8 @@ use crate::manager::ticket::{BuildLimits, First, SessionReport};
 /// The longest line, in bytes: the inputs of a build, a hundred thousand paths at the most.
 const LONGEST_LINE: usize = 64 << 20;
 
-/// The most descriptors of one message: a port, and the hold on its VM.
-const MOST_DESCRIPTORS: usize = 2;
+/// The most descriptors of one message: a port and the hold on its VM, or the streams of a shell.
+const MOST_DESCRIPTORS: usize = 3;
 
 /// What a helper says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub(super) enum ToHelper {
 }
 
 /// Both directions of a connection.
-pub(super) fn split(stream: UnixStream) -> (Reader, Writer) {
+pub(crate) fn split(stream: UnixStream) -> (Reader, Writer) {
     let stream = Arc::new(stream);
     let reader = Reader {
         stream: stream.clone(),
@@ -92,7 +92,7 @@ pub(super) fn split(stream: UnixStream) -> (Reader, Writer) {
 
 /// The receiving direction.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     stream: Arc<UnixStream>,
     received: Vec<u8>,
     /// How many of these bytes are known to have no line's end.
@@ -102,7 +102,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The next message; `None` at the end of the connection. Cancel safe.
-    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(end) = self.received[self.searched..]
                 .iter()
@@ -123,7 +123,7 @@ impl Reader {
     }
 
     /// The next descriptor that came with what was received so far.
-    pub(super) fn descriptor(&mut self) -> Option<OwnedFd> {
+    pub(crate) fn descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
 
@@ -155,18 +155,18 @@ impl Reader {
 
 /// The sending direction.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     stream: Arc<UnixStream>,
 }
 
 impl Writer {
     /// Sends a message.
-    pub(super) async fn send(&self, message: &impl Serialize) -> io::Result<()> {
+    pub(crate) async fn send(&self, message: &impl Serialize) -> io::Result<()> {
         self.send_with(message, &[]).await
     }
 
     /// Sends a message with descriptors, which stay open here.
-    pub(super) async fn send_with(
+    pub(crate) async fn send_with(
         &self,
         message: &impl Serialize,
         descriptors: &[BorrowedFd<'_>],

@@ -3,11 +3,13 @@
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::events::{EventSource, EventStream};
+use super::shell::{AfterShell, NoShell, OpenShell, ShellOrder};
 use super::status::Status;
 use super::ticket::{ManagerGone, SessionDesk};
 use crate::nix::System;
 use crate::pool::Down;
 use crate::pool::claim::Seat;
+use crate::vm::ShellProgram;
 
 /// What came of taking systems down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub(super) enum Command {
     },
     /// No further session will come by a seat.
     SeatGone { system: System, seat: Seat },
+    /// Open a shell in the VM of this name.
+    Shell { vm: String, order: ShellOrder },
     /// The status of this moment.
     Status { reply: oneshot::Sender<Status> },
 }
@@ -102,6 +106,26 @@ impl ManagerHandle {
         let seat = Seat { client, slot };
         let command = Command::SeatGone { system, seat };
         self.commands.send(command).await.map_err(|_| ManagerGone)
+    }
+
+    /// Runs a program in the VM of this name for a person; an error says why not.
+    pub async fn open_shell(
+        &self,
+        vm: &str,
+        program: ShellProgram,
+        after: AfterShell,
+    ) -> Result<OpenShell, NoShell> {
+        let vm = vm.to_owned();
+        self.ask(|reply| {
+            let order = ShellOrder {
+                program,
+                after,
+                reply,
+            };
+            Command::Shell { vm, order }
+        })
+        .await
+        .unwrap_or_else(|gone| Err(NoShell(gone.to_string())))
     }
 
     /// The status of this moment.

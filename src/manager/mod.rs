@@ -13,6 +13,7 @@ mod report;
 mod rest;
 mod session;
 mod sharing;
+pub mod shell;
 pub mod status;
 mod supervisor;
 mod system;
@@ -244,6 +245,7 @@ impl<B: VmBackend> Manager<B> {
                     system.handle(now(), Event::SeatGone(seat));
                 });
             }
+            Command::Shell { vm, order } => self.open_shell(&vm, order),
             Command::Status { reply } => {
                 let _ = reply.send(self.status_with_builds());
             }

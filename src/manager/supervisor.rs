@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::rest::{REST_AFTER, RestingVm};
 use super::sharing::Sharing;
+use super::shell::{AfterShell, ShellOrder, Shells};
 use super::status::InputsView;
 use super::ticket::InputsTaker;
 use crate::pool::{Exit, Retry, SessionId};
@@ -29,6 +30,8 @@ pub(super) enum VmCommand {
     Open(SessionId),
     /// The session is over; its slot can be freed.
     Release(SessionId),
+    /// Open a shell for a person.
+    Shell(ShellOrder),
     /// Shut down.
     PowerDown,
     /// End at once.
@@ -116,8 +119,8 @@ async fn start<B: VmBackend>(
             }
             command = commands.recv(), if !abort.is_cancelled() => match command {
                 Some(VmCommand::PowerDown | VmCommand::Kill) | None => abort.cancel(),
-                // The manager opens sessions only in VMs that are ready.
-                Some(VmCommand::Open(_) | VmCommand::Release(_)) => {}
+                // The manager opens sessions and shells only in VMs that are ready.
+                Some(VmCommand::Open(_) | VmCommand::Release(_) | VmCommand::Shell(_)) => {}
             },
         }
     }
@@ -141,6 +144,7 @@ async fn serve<V: RunningVm>(
     let sharing = Arc::new(Sharing::new(store));
     let mut slots = Slots::default();
     let mut sessions = JoinSet::new();
+    let mut shells = Shells::default();
     // Pauses and ends that are under way. They wait for the VM's monitor, and nothing waits for them.
     let mut errands = JoinSet::new();
     let idle_now = || pauses.then(|| Instant::now() + REST_AFTER);
@@ -153,10 +157,18 @@ async fn serve<V: RunningVm>(
             command = commands.recv() => match command {
                 Some(VmCommand::Open(session)) => {
                     rest_at = None;
+                    shells.session_begins();
                     let (slot, release) = slots.take(session);
                     sessions.spawn(serve_session(resting.clone(), sharing.clone(), slot, session, release, news.clone()));
                 }
-                Some(VmCommand::Release(session)) => slots.release(session),
+                Some(VmCommand::Release(session)) => {
+                    shells.session_ends();
+                    slots.release(session);
+                }
+                Some(VmCommand::Shell(order)) => {
+                    rest_at = None;
+                    shells.open(resting.clone(), order);
+                }
                 Some(VmCommand::PowerDown) => {
                     rest_at = None;
                     errands.spawn(power_down(resting.clone()));
@@ -177,7 +189,16 @@ async fn serve<V: RunningVm>(
                         vm.kill();
                     }
                 }
-                if sessions.is_empty() {
+                if sessions.is_empty() && shells.is_empty() {
+                    rest_at = idle_now();
+                }
+            }
+            after = shells.next_end() => {
+                // Its own session is one of them.
+                if after == AfterShell::VmEnds && sessions.len() <= 1 {
+                    vm.kill();
+                }
+                if sessions.is_empty() && shells.is_empty() {
                     rest_at = idle_now();
                 }
             }
@@ -188,6 +209,13 @@ async fn serve<V: RunningVm>(
             Some(_) = errands.join_next() => {}
         }
     };
+    // A spent VM is killed before its last session is released.
+    while let Ok(command) = commands.try_recv() {
+        if let VmCommand::Release(_) = command {
+            shells.session_ends();
+        }
+    }
+    shells.vm_ended(&exit).await;
     sessions.shutdown().await;
     errands.shutdown().await;
     let reason = match (exit, broken) {

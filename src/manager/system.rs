@@ -183,7 +183,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         slot::vm_name(self.system, id.0)
     }
 
-    fn command(&self, vm: VmId, command: VmCommand) {
+    pub(super) fn command(&self, vm: VmId, command: VmCommand) {
         if let Some(vm) = self.vms.get(&vm) {
             // A supervisor that has ended has said so, or is about to.
             let _ = vm.commands.send(command);

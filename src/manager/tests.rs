@@ -7,6 +7,7 @@ mod pinned;
 mod rest;
 mod reuse;
 mod share;
+mod shell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;

@@ -6,12 +6,18 @@ use std::path::Path;
 
 use super::VmSpec;
 use super::private_dir::Layout;
+use super::shell::SHELL_STREAMS;
 use crate::config::vm::{Accel, Network};
 use crate::nix::System;
 
 /// The id of a slot's port, for QEMU's device as well as its chardev, and in QMP's events.
 pub(super) fn port_id(slot: u32) -> String {
     format!("port{slot}")
+}
+
+/// The same for a port of the shell, which has one for each of its standard streams; their numbers are those of the streams.
+pub(super) fn shell_port_id(stream: usize) -> String {
+    format!("shell{stream}")
 }
 
 /// Where the guest's memory comes from.
@@ -47,6 +53,9 @@ pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> V
         store_port_args(spec, layout),
         (0..spec.slots)
             .flat_map(|slot| slot_args(slot, layout))
+            .collect(),
+        (0..SHELL_STREAMS)
+            .flat_map(|stream| shell_port_args(stream, layout))
             .collect(),
         balloon_args(memory),
         restore_args(spec, memory, layout),
@@ -231,6 +240,14 @@ fn slot_args(slot: u32, layout: &Layout) -> Vec<OsString> {
     let id = port_id(slot);
     let mut args = socket_args(&id, &layout.port(slot));
     let device = format!("virtserialport,id={id},chardev={id},name=xpool.{slot}");
+    args.extend(plain(&["-device", &device]));
+    args
+}
+
+fn shell_port_args(stream: usize, layout: &Layout) -> Vec<OsString> {
+    let id = shell_port_id(stream);
+    let mut args = socket_args(&id, &layout.shell(stream));
+    let device = format!("virtserialport,id={id},chardev={id},name=xpool.shell.{stream}");
     args.extend(plain(&["-device", &device]));
     args
 }

@@ -14,12 +14,14 @@ pub mod host;
 pub mod leftovers;
 mod machine;
 mod port;
+mod port_state;
 mod private_dir;
 mod process;
 mod qemu;
 mod qmp;
 mod ready;
 mod registrar;
+mod shell;
 mod start;
 mod stop;
 pub mod template;
@@ -41,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use agent::GuestOutput;
 pub use hop::{DetachedPort, Hop};
 pub use qemu::{Qemu, QemuVm};
+pub use shell::{SHELL_STREAMS, Shell, ShellProgram, ShellTerminal};
 
 use crate::config::vm::{Accel, Network, VmProfile};
 use crate::image::Image;
@@ -131,6 +134,12 @@ pub trait RunningVm: Send + Sync + 'static {
 
     /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
     fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Starts a program in the guest for a person, one at a time, whatever else goes on there.
+    fn open_shell(
+        &self,
+        program: ShellProgram,
+    ) -> impl Future<Output = anyhow::Result<Shell>> + Send;
 
     /// Resolves when QEMU has ended for whatever reason, was reaped, and the private folder is gone. A folder whose
     /// removal takes more than a second goes after that, and the process does not end before. Cancel safe.

@@ -9,15 +9,16 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::agent::{Agent, GuestOutput, GuestPid};
+use super::agent::{Agent, GuestPid};
 use super::command::port_id;
 use super::guest_text::quoted;
 use super::hop::{Hop, PortOnRequest, QUIET_TURNS, pump};
 use super::machine::EndWatch;
+use super::port_state::{PortState, SessionFailed};
 use super::qmp::Qmp;
 use super::start::DEATH_LIMIT;
 use super::thaw::Thaw;
-use super::wait::{Pace, within};
+use super::wait::within;
 
 /// What the agent starts for a hop; part of the guest contract.
 pub(super) const GUEST_PROGRAM: &str = "/usr/bin/xpool-guest";
@@ -29,18 +30,12 @@ const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// A hop before this one may still be closing.
 const FREE_LIMIT: Duration = Duration::from_secs(30);
 
-/// For this long after a port's opening its closing is looked for; later, QEMU announces it at once.
-const WATCHED_FOR: Duration = Duration::from_secs(2);
-
 /// A slot's port, seen from the host.
 pub(super) struct Port {
     slot: u32,
     socket: PathBuf,
-    qmp: Qmp,
+    state: PortState,
     agent: Agent,
-    /// Changes when the guest has opened or closed the port. QEMU sends these events once a second at most, so they
-    /// are only a hint to ask what the state is.
-    heard: watch::Receiver<u64>,
     end: EndWatch,
     /// One permit: who has it uses the port, until the guest has closed it.
     free: Arc<Semaphore>,
@@ -58,9 +53,8 @@ impl Port {
         Self {
             slot,
             socket,
-            qmp,
+            state: PortState::new(port_id(slot), qmp, heard),
             agent,
-            heard,
             end,
             free: Arc::new(Semaphore::new(1)),
         }
@@ -118,7 +112,7 @@ impl Port {
         let opened = within(
             "the guest to open the port",
             OPEN_LIMIT,
-            self.opened(session),
+            self.state.opened(&self.agent, session),
         )
         .await;
         match opened.map_err(anyhow::Error::from).flatten() {
@@ -139,24 +133,6 @@ impl Port {
         }
     }
 
-    /// Resolves when the session has opened the port, and fails if it ended instead.
-    async fn opened(&self, session: GuestPid) -> anyhow::Result<()> {
-        // QEMU is asked, which costs the guest nothing, and somebody waits.
-        let mut pace = Pace::new(Duration::from_millis(5), Duration::from_millis(20));
-        let (mut news, mut looks) = (self.news(), 0_u32);
-        while !self.is_open().await? {
-            looks += 1;
-            // Asking the agent costs the guest something, and sessions hardly ever fail.
-            if looks.is_multiple_of(50)
-                && let Some(output) = self.agent.outcome(session).await?
-            {
-                return Err(SessionFailed::new(&output).into());
-            }
-            heard_or(&mut news, &mut pace).await;
-        }
-        Ok(())
-    }
-
     /// A hop's life after its opening.
     async fn carry(
         self: Arc<Self>,
@@ -167,7 +143,7 @@ impl Port {
         permit: OwnedSemaphorePermit,
     ) {
         let wanted = tokio::select! {
-            () = pump(&mut far, &mut stream, self.closed_by_guest(), || self.turn()) => None,
+            () = pump(&mut far, &mut stream, self.state.closed_by_guest(), || self.state.turn()) => None,
             Ok(by) = wanted => Some(by),
         };
         match wanted {
@@ -187,21 +163,15 @@ impl Port {
         tokio::select! {
             // Nothing is ever written to it.
             _ = far.read(&mut nothing) => {}
-            () = self.closed_by_guest() => for _ in 0..QUIET_TURNS {
-                self.turn().await;
+            () = self.state.closed_by_guest() => for _ in 0..QUIET_TURNS {
+                self.state.turn().await;
             },
         }
     }
 
-    /// Lets QEMU's main loop have a turn.
-    async fn turn(&self) {
-        // Without a monitor QEMU is gone, and with it what it had to say.
-        let _ = self.is_open().await;
-    }
-
     /// Gives the port back once the guest's session has ended.
     async fn follow_to_the_end(&self, session: GuestPid, permit: OwnedSemaphorePermit) {
-        self.closed().await;
+        self.state.closed().await;
         // Ended or about to: it may have been on its way to open the port. Asked also because the agent keeps a
         // program's output until somebody has.
         let end = tokio::select! {
@@ -225,108 +195,5 @@ impl Port {
                 self.free.close();
             }
         }
-    }
-
-    /// Resolves when the guest has closed the port while a hop used it.
-    async fn closed_by_guest(&self) {
-        let mut pace = Pace::new(Duration::from_millis(20), Duration::from_millis(500));
-        let mut news = self.news();
-        let looking = async {
-            while self.is_open_or_unknown().await {
-                heard_or(&mut news, &mut pace).await;
-            }
-        };
-        if tokio::time::timeout(WATCHED_FOR, looking).await.is_ok() {
-            return;
-        }
-        while self.is_open_or_unknown().await {
-            if news.changed().await.is_err() {
-                // No monitor any more, so QEMU ends or is killed, and with it its socket.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// Resolves when the port is closed, or nobody can tell.
-    async fn closed(&self) {
-        let mut pace = Pace::new(Duration::from_millis(10), Duration::from_millis(250));
-        let mut news = self.news();
-        while self.is_open().await.unwrap_or(false) {
-            heard_or(&mut news, &mut pace).await;
-        }
-    }
-
-    /// What is heard of the port from now on. Taken before the first look at its state, so that nothing is missed between
-    /// the look and the wait; what was heard before counts as known, or each wait would end at once.
-    fn news(&self) -> watch::Receiver<u64> {
-        let mut news = self.heard.clone();
-        news.mark_unchanged();
-        news
-    }
-
-    async fn is_open_or_unknown(&self) -> bool {
-        self.is_open().await.unwrap_or(true)
-    }
-
-    /// Whether the guest has the port open now.
-    async fn is_open(&self) -> anyhow::Result<bool> {
-        let id = port_id(self.slot);
-        let chardevs = self.qmp.execute(qapi::qmp::query_chardev {}).await?;
-        let chardev = chardevs.into_iter().find(|chardev| chardev.label == id);
-        Ok(chardev.context("QEMU has lost the port")?.frontend_open)
-    }
-}
-
-/// Lets a moment pass, a shorter one if there is news of the port.
-async fn heard_or(news: &mut watch::Receiver<u64>, pace: &mut Pace) {
-    let heard = async {
-        if news.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        () = heard => {}
-        () = pace.pause() => {}
-    }
-}
-
-/// A session ended before it had opened its port; so does one that finds no nix-daemon.
-#[derive(Debug, thiserror::Error)]
-#[error("the session ended in the guest before it began: {said}")]
-pub(super) struct SessionFailed {
-    said: String,
-}
-
-impl SessionFailed {
-    fn new(output: &GuestOutput) -> Self {
-        Self {
-            said: quoted(&output.stderr),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn news_shortens_one_wait_and_not_those_after_it() {
-        let (tell, heard) = watch::channel(0);
-        let port_news = || {
-            let mut news = heard.clone();
-            news.mark_unchanged();
-            news
-        };
-        // Heard long before anybody waits.
-        tell.send_modify(|count| *count += 1);
-        let (mut news, mut pace) = (port_news(), Pace::new(WATCHED_FOR, WATCHED_FOR));
-        let since = Instant::now();
-        tell.send_modify(|count| *count += 1);
-        heard_or(&mut news, &mut pace).await;
-        assert_eq!(since.elapsed(), Duration::ZERO);
-        heard_or(&mut news, &mut pace).await;
-        assert_eq!(since.elapsed(), WATCHED_FOR);
     }
 }

@@ -61,6 +61,11 @@ impl Layout {
         self.dir.join(format!("port{slot}"))
     }
 
+    /// The port of one of a shell's streams.
+    pub(super) fn shell(&self, stream: usize) -> PathBuf {
+        self.dir.join(format!("shell{stream}"))
+    }
+
     fn check_lengths(&self, slots: u32) -> anyhow::Result<()> {
         let longest = [
             self.agent(),

@@ -12,6 +12,7 @@ use super::machine::{Machine, Wish};
 use super::port::Port;
 use super::qmp::Qmp;
 use super::registrar::Registrar;
+use super::shell::{Shell, ShellPorts, ShellProgram};
 use super::start::{DEATH_LIMIT, Origin, bring_up};
 use super::template::Templates;
 use super::wait::within;
@@ -39,6 +40,7 @@ pub(super) struct Guest {
     pub(super) ports: Vec<Arc<Port>>,
     /// The way to make paths valid, in a guest that sees the host's store.
     pub(super) registrar: Option<Registrar>,
+    pub(super) shell: Arc<ShellPorts>,
     /// The hop over which the nix-daemon has shown that it answers: the first session over the first port need not wait for
     /// another one.
     pub(super) first_hop: Mutex<Option<Hop>>,
@@ -168,6 +170,13 @@ impl RunningVm for QemuVm {
             drop(self.take_first_hop());
         }
         self.port(slot)?.released().await
+    }
+
+    async fn open_shell(&self, program: ShellProgram) -> anyhow::Result<Shell> {
+        if let Some(exit) = self.machine.end_watch().so_far() {
+            return Err(gone(&exit));
+        }
+        self.guest.shell.open(program).await
     }
 
     async fn ended(&self) -> VmExit {

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::hop::Hop;
-use super::port::SessionFailed;
+use super::port_state::SessionFailed;
 use super::wait::{Pace, within};
 use crate::nix::handshake::{CLIENT_MAGIC, SERVER_MAGIC};
 

@@ -20,6 +20,7 @@ use super::qmp::Qmp;
 use super::qmp::events::{EventSinks, channels};
 use super::ready::{Requirement, Unmet};
 use super::registrar::Registrar;
+use super::shell::ShellPorts;
 use super::template::{self, TemplateFiles};
 use super::thaw::Thaw;
 use super::wait::within;
@@ -44,7 +45,13 @@ struct Started {
     machine: Machine,
     layout: Layout,
     sinks: EventSinks,
-    port_news: Vec<watch::Receiver<u64>>,
+    port_news: PortNews,
+}
+
+/// What is heard of ports: those of the slots, and the shell's.
+struct PortNews {
+    slots: Vec<watch::Receiver<u64>>,
+    shell: watch::Receiver<u64>,
 }
 
 /// Starts a VM and returns when it can serve. Cancelling `abort` ends the start.
@@ -114,7 +121,10 @@ async fn start(spec: &VmSpec, origin: Origin<'_>) -> anyhow::Result<Started> {
         machine: Machine::new(process, dir, sources.fate),
         layout,
         sinks,
-        port_news: sources.ports,
+        port_news: PortNews {
+            slots: sources.ports,
+            shell: sources.shell,
+        },
     })
 }
 
@@ -133,7 +143,7 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         &self,
         origin: Origin<'_>,
         sinks: EventSinks,
-        port_news: Vec<watch::Receiver<u64>>,
+        port_news: PortNews,
     ) -> anyhow::Result<Guest> {
         let qmp = Qmp::connect(&self.layout.qmp(), sinks).await?;
         let registrar = match self.spec.store {
@@ -149,7 +159,8 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         self.next(Requirement::AgentAnswers);
         let agent = Agent::new(self.layout.agent());
         agent.answers().await?;
-        let ports = self.ports(&qmp, &agent, port_news);
+        let ports = self.ports(&qmp, &agent, port_news.slots);
+        let shell = ShellPorts::new(self.layout, &qmp, &agent, &port_news.shell);
         let first = ports.first().context("a VM needs a slot at least")?;
         let first_hop = match origin {
             Origin::Template(_) => self.thaw(first, &agent).await?,
@@ -165,6 +176,7 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             agent,
             ports,
             registrar,
+            shell: Arc::new(shell),
             first_hop: Mutex::new(Some(first_hop)),
         })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
@@ -16,7 +16,7 @@ use xpool::image::manifest::{ImageFile, ImageKind, Manifest};
 use xpool::nix::System;
 use xpool::nix::stderr;
 use xpool::nix::wire::put_number;
-use xpool::vm::{BootProgress, Hop, RunningVm, VmBackend, VmExit, VmSpec};
+use xpool::vm::{BootProgress, Hop, RunningVm, Shell, ShellProgram, VmBackend, VmExit, VmSpec};
 
 use crate::rig::{named_query, shake_hands_as_guest};
 
@@ -85,6 +85,10 @@ impl RunningVm for FakeVm {
 
     async fn slot_released(&self, _slot: u32) -> Result<()> {
         Ok(())
+    }
+
+    async fn open_shell(&self, _: ShellProgram) -> Result<Shell> {
+        bail!("these VMs have no shells")
     }
 
     async fn ended(&self) -> VmExit {

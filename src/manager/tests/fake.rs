@@ -6,15 +6,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{BOOT, SYSTEM};
 use crate::config::vm::{Accel, Network};
 use crate::image::Image;
 use crate::image::manifest::{ImageFile, ImageKind, Manifest};
-use crate::vm::{BootProgress, Hop, RunningVm, VmBackend, VmExit, VmSpec};
+use crate::vm::{
+    BootProgress, Hop, RunningVm, SHELL_STREAMS, Shell, ShellProgram, VmBackend, VmExit, VmSpec,
+};
 
 /// How long a VM's monitor takes to answer.
 const MONITOR: Duration = Duration::from_millis(100);
@@ -129,6 +132,26 @@ impl RunningVm for FakeVm {
         tokio::time::sleep(CLOSING).await;
         self.note("slot released");
         Ok(())
+    }
+
+    async fn open_shell(&self, _program: ShellProgram) -> anyhow::Result<Shell> {
+        self.note("open shell");
+        let (near, guest): (Vec<_>, Vec<_>) = (0..SHELL_STREAMS)
+            .map(|_| UnixStream::pair().unwrap())
+            .unzip();
+        let (exit, ended) = oneshot::channel();
+        let mut guest = guest.into_iter();
+        let (input, output) = (guest.next().unwrap(), guest.next().unwrap());
+        tokio::spawn(async move {
+            // A program that ends when its person has gone.
+            let _ = output.ready(Interest::READABLE).await;
+            drop((input, output, guest));
+            let _ = exit.send(3);
+        });
+        Ok(Shell {
+            streams: near.try_into().unwrap(),
+            ended,
+        })
     }
 
     async fn ended(&self) -> VmExit {

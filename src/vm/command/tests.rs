@@ -112,6 +112,12 @@ fn riscv64_under_emulation_with_network() {
     -device virtserialport,id=port0,chardev=port0,name=xpool.0
     -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
     -device virtserialport,id=port1,chardev=port1,name=xpool.1
+    -chardev socket,id=shell0,path=/s/vm1/shell0,server=on,wait=off
+    -device virtserialport,id=shell0,chardev=shell0,name=xpool.shell.0
+    -chardev socket,id=shell1,path=/s/vm1/shell1,server=on,wait=off
+    -device virtserialport,id=shell1,chardev=shell1,name=xpool.shell.1
+    -chardev socket,id=shell2,path=/s/vm1/shell2,server=on,wait=off
+    -device virtserialport,id=shell2,chardev=shell2,name=xpool.shell.2
     -device virtio-balloon-pci,free-page-reporting=on
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     ");
@@ -149,6 +155,12 @@ fn aarch64_under_emulation_without_network() {
     -device virtserialport,id=port0,chardev=port0,name=xpool.0
     -chardev socket,id=port1,path=/s/vm1/port1,server=on,wait=off
     -device virtserialport,id=port1,chardev=port1,name=xpool.1
+    -chardev socket,id=shell0,path=/s/vm1/shell0,server=on,wait=off
+    -device virtserialport,id=shell0,chardev=shell0,name=xpool.shell.0
+    -chardev socket,id=shell1,path=/s/vm1/shell1,server=on,wait=off
+    -device virtserialport,id=shell1,chardev=shell1,name=xpool.shell.1
+    -chardev socket,id=shell2,path=/s/vm1/shell2,server=on,wait=off
+    -device virtserialport,id=shell2,chardev=shell2,name=xpool.shell.2
     -device virtio-balloon-pci,free-page-reporting=on
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     ");

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::vm::command::port_id;
+use crate::vm::command::{port_id, shell_port_id};
+use crate::vm::shell::OUTPUT;
 
 /// How a guest's end came about, as QEMU tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub(in crate::vm) struct EventSinks {
     fate: watch::Sender<Option<Fate>>,
     /// One per slot: counts what was heard of its port.
     ports: Vec<watch::Sender<u64>>,
+    /// The same for the port of a shell's output.
+    shell: watch::Sender<u64>,
 }
 
 /// The receiving ends of [`EventSinks`].
@@ -69,21 +72,26 @@ pub(in crate::vm) struct EventSources {
     pub(in crate::vm) fate: watch::Receiver<Option<Fate>>,
     /// One per slot: changes when the guest has opened or closed the port.
     pub(in crate::vm) ports: Vec<watch::Receiver<u64>>,
+    /// The same for the port of a shell's output.
+    pub(in crate::vm) shell: watch::Receiver<u64>,
 }
 
 /// Sinks and sources for the events of the VM `vm`, whose disk is somewhere in `folder`.
 pub(in crate::vm) fn channels(vm: &str, folder: &Path, slots: u32) -> (EventSinks, EventSources) {
     let (fate, fate_told) = watch::channel(None);
     let (ports, ports_heard) = (0..slots).map(|_| watch::channel(0)).unzip();
+    let (shell, shell_heard) = watch::channel(0);
     let sinks = EventSinks {
         vm: vm.to_owned(),
         folder: folder.to_owned(),
         fate,
         ports,
+        shell,
     };
     let sources = EventSources {
         fate: fate_told,
         ports: ports_heard,
+        shell: shell_heard,
     };
     (sinks, sources)
 }
@@ -134,8 +142,9 @@ impl EventSinks {
     }
 
     fn port_changed(&self, id: &str) {
-        let slots = (0..).zip(&self.ports);
-        for (_, port) in slots.filter(|(slot, _)| port_id(*slot) == id) {
+        let slots = (0..).map(port_id).zip(&self.ports);
+        let ports = slots.chain([(shell_port_id(OUTPUT), &self.shell)]);
+        for (_, port) in ports.filter(|(port, _)| port == id) {
             port.send_modify(|heard| *heard += 1);
         }
     }
@@ -176,8 +185,10 @@ mod tests {
         let (sinks, sources) = channels("riscv64-1", Path::new("/vms"), 2);
         sinks.take(&json!({"event": "VSERPORT_CHANGE", "data": {"id": "port1", "open": false}}));
         sinks.take(&json!({"event": "VSERPORT_CHANGE", "data": {"id": "port7", "open": false}}));
+        sinks.take(&json!({"event": "VSERPORT_CHANGE", "data": {"id": "shell1", "open": true}}));
         sinks.take(&json!({"event": "VSERPORT_CHANGE"}));
         let heard: Vec<u64> = sources.ports.iter().map(|port| *port.borrow()).collect();
         assert_eq!(heard, [0, 1]);
+        assert_eq!(*sources.shell.borrow(), 1);
     }
 }
