@@ -27,6 +27,7 @@ pub(super) struct RawConfig {
 pub(super) struct RawKey {
     pub(super) public_key: Option<toml::Spanned<String>>,
     pub(super) store: RawStore,
+    pub(super) priority: Option<toml::Spanned<i32>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

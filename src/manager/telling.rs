@@ -1,5 +1,6 @@
 //! What a system's sessions are told while they have no VM, and that they will have none.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tracing::{info, warn};
@@ -8,7 +9,7 @@ use super::session::ManagedSession;
 use super::status::VmView;
 use super::system::ManagedSystem;
 use super::ticket::SessionUpdate;
-use super::waiting;
+use super::waiting::{self, Ahead};
 use crate::pool::budget::Shortage;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, QueuedStatus};
@@ -101,7 +102,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     fn waiting_texts(&self, pool: &PoolStatus, vms: &[VmView]) -> Vec<(SessionId, String)> {
-        let mut ahead: Vec<Share> = Vec::new();
+        let mut ahead: BTreeMap<Share, usize> = BTreeMap::new();
         let mut text = |queued: &QueuedStatus| {
             let session = self.sessions.get(&queued.session);
             if let Some(named) = session.and_then(ManagedSession::named_vm) {
@@ -111,9 +112,12 @@ impl<B: VmBackend> ManagedSystem<B> {
             if let Some(home) = queued.home {
                 return waiting::for_home(&self.vm_name(home));
             }
-            let text = waiting::text(pool, vms, queued.share, &ahead, self.slots_per_vm);
-            ahead.push(queued.share);
-            text
+            let before = Ahead {
+                all: ahead.values().sum(),
+                alike: ahead.get(&queued.share).copied().unwrap_or_default(),
+            };
+            *ahead.entry(queued.share).or_default() += 1;
+            waiting::text(pool, vms, queued.share, before, self.slots_per_vm)
         };
         let queued = pool.queued.iter();
         queued

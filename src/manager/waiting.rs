@@ -5,25 +5,32 @@ use crate::pool::status::{PoolStatus, VmStage};
 
 use super::status::VmView;
 
-/// The text for a session that waits for a VM of this kind, behind those that wait for one of theirs; `slots` is how many
-/// sessions a VM serves.
+/// How many sessions are served before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Of those that want a VM of either kind.
+    pub(super) all: usize,
+    /// Of those that want one of its own kind.
+    pub(super) alike: usize,
+}
+
+/// The text for a session that waits for a VM of this kind; `slots` is how many sessions a VM serves.
 pub(super) fn text(
     pool: &PoolStatus,
     vms: &[VmView],
     share: Share,
-    before: &[Share],
+    before: Ahead,
     slots: usize,
 ) -> String {
     let booting: Vec<&VmView> = vms
         .iter()
         .filter(|vm| vm.state == VmStage::Booting && vm.share == share)
         .collect();
-    let ahead = match before.len() {
+    let ahead = match before.all {
         0 => String::new(),
         n => format!(", {n} ahead"),
     };
-    let position = before.iter().filter(|kind| **kind == share).count();
-    let own = booting.get(position / slots);
+    let own = booting.get(before.alike / slots);
     if let (None, Some(shortage)) = (own, pool.shortage) {
         return format!("{shortage}{ahead}");
     }
@@ -83,6 +90,10 @@ mod tests {
 
     const HOST: Share = Share::Host;
 
+    fn ahead(all: usize) -> Ahead {
+        Ahead { all, alike: all }
+    }
+
     fn pool(max_vms: u32) -> PoolStatus {
         PoolStatus {
             mode: Mode::Open,
@@ -125,7 +136,7 @@ mod tests {
             vm("riscv64-1", VmStage::Booting),
             vm("riscv64-2", VmStage::Booting),
         ];
-        let text = |position| text(&pool(4), &vms, HOST, &[HOST; 2][..position], 1);
+        let text = |position| text(&pool(4), &vms, HOST, ahead(position), 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),
@@ -145,7 +156,7 @@ mod tests {
         };
         let vms = [vm("riscv64-1", VmStage::Booting), blind];
         assert_eq!(
-            text(&pool(4), &vms, Share::None, &[HOST], 1),
+            text(&pool(4), &vms, Share::None, Ahead { all: 1, alike: 0 }, 1),
             "starting riscv64-2: waiting for the guest agent, 1 ahead"
         );
     }
@@ -154,12 +165,12 @@ mod tests {
     fn a_session_is_told_that_all_are_busy() {
         let ready = |name| vm(name, VmStage::Ready);
         assert_eq!(
-            text(&pool(1), &[ready("riscv64-1")], HOST, &[], 1),
+            text(&pool(1), &[ready("riscv64-1")], HOST, ahead(0), 1),
             "the only VM is busy"
         );
         let two = [ready("riscv64-1"), ready("riscv64-2")];
         assert_eq!(
-            text(&pool(2), &two, HOST, &[HOST; 3], 1),
+            text(&pool(2), &two, HOST, ahead(3), 1),
             "all 2 VMs are busy, 3 ahead"
         );
     }
@@ -170,7 +181,7 @@ mod tests {
         pool.start_failure = Some("no agent\nconsole: oops".to_owned());
         pool.retry_in_s = Some(15);
         let expected = "the last start failed: no agent; trying again within a minute";
-        assert_eq!(text(&pool, &[], HOST, &[], 1), expected);
+        assert_eq!(text(&pool, &[], HOST, ahead(0), 1), expected);
     }
 
     #[test]
@@ -181,7 +192,7 @@ mod tests {
             needed_mib: 1536,
         });
         let vms = [vm("riscv64-1", VmStage::Booting)];
-        let text = |position| text(&pool, &vms, HOST, &[HOST; 2][..position], 1);
+        let text = |position| text(&pool, &vms, HOST, ahead(position), 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),

@@ -5,9 +5,8 @@
 
 use std::time::Instant;
 
-use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::claim::{Outputs, Seat};
 use super::policy::Reuse;
-use super::unfetched::Unfetched;
 use super::vm::{Lease, ReadyVm, Visit, VmState};
 use super::{Pool, SessionId, VmId, planner};
 use crate::nix::store_path::StorePath;
@@ -26,7 +25,7 @@ impl Pool {
     }
 
     pub(super) fn session_closed(&mut self, now: Instant, session: SessionId, outputs: Outputs) {
-        self.queue.retain(|waiting| waiting.session != session);
+        self.queue.remove(session);
         let Some((id, visit)) = self.visit(session) else {
             return;
         };
@@ -76,26 +75,6 @@ impl Pool {
         }
     }
 
-    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
-    /// its own may have built it.
-    pub(super) fn seat_that_has(&self, claim: &Claim) -> Option<Seat> {
-        let Purpose::Fetch(Some(path)) = &claim.purpose else {
-            return None;
-        };
-        let alike = || planner::ready(&self.vms).filter(|(_, vm)| vm.share == claim.share);
-        let seats = || alike().flat_map(|(_, vm)| vm.unfetched());
-        let is_own = |(seat, unfetched): (&Seat, &Unfetched)| {
-            *seat == claim.seat && unfetched.may_have(path)
-        };
-        if seats().any(is_own) {
-            return None;
-        }
-        let has_it = |(seat, unfetched): &(&Seat, &Unfetched)| {
-            seat.client == claim.seat.client && unfetched.has(path)
-        };
-        seats().find(has_it).map(|(seat, _)| seat.clone())
-    }
-
     /// Whether a session's VM is kept for its seat when the session ends. A later session of the seat knows better: one that
     /// waits says what it wants, and one that runs will say so at its own end.
     fn is_kept_for(&self, visit: &Visit, ended: SessionId, outputs: Outputs) -> bool {
@@ -104,11 +83,10 @@ impl Pool {
             .flat_map(|(_, vm)| &vm.sessions)
             .filter(|(id, other)| **id > ended && other.claim.seat == *seat)
             .map(|(id, _)| (*id, false));
-        let waiting = self
-            .queue
-            .iter()
-            .filter(|waiting| waiting.session > ended && waiting.claim.seat == *seat)
-            .map(|waiting| (waiting.session, waiting.claim.purpose.fetches()));
+        let waiting = self.queue.latest_of(seat).into_iter();
+        let waiting = waiting
+            .filter(|(id, _)| *id > ended)
+            .map(|(id, waiting)| (id, waiting.claim.purpose.fetches()));
         let remain = outputs == Outputs::Unfetched && !visit.unfetched.is_done();
         let latest = running.chain(waiting).max();
         latest.map_or(remain && !visit.leaves_nothing, |(_, keeps)| keeps)

@@ -7,7 +7,10 @@ mod backoff;
 pub mod budget;
 pub mod claim;
 mod event;
+mod homes;
 mod leases;
+mod line;
+mod offers;
 mod pinned;
 mod planner;
 pub mod policy;
@@ -22,7 +25,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -30,8 +33,8 @@ use serde::{Deserialize, Serialize};
 use backoff::Backoff;
 use budget::Budget;
 pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
+use line::Queue;
 use policy::Policy;
-use queue::Waiting;
 pub use vm::VmId;
 use vm::VmState;
 
@@ -53,9 +56,11 @@ pub struct Pool {
     /// VMs that somebody asked for with `up`.
     floor: u32,
     vms: BTreeMap<VmId, VmState>,
-    queue: VecDeque<Waiting>,
+    queue: Queue,
     backoff: Backoff,
     budget: Budget,
+    /// When the start that the back-off holds back is allowed.
+    retry_at: Option<Instant>,
     last_vm: u32,
 }
 
@@ -67,9 +72,10 @@ impl Pool {
             mode: Mode::Open,
             floor: 0,
             vms: BTreeMap::new(),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             backoff: Backoff::default(),
             budget: Budget::default(),
+            retry_at: None,
             last_vm: 0,
         }
     }
@@ -241,7 +247,7 @@ impl Pool {
     }
 
     /// Sessions that have a VM or wait for one.
-    fn demand(&self) -> usize {
+    pub fn demand(&self) -> usize {
         self.vms.values().flat_map(VmState::sessions).count() + self.queue.len()
     }
 }

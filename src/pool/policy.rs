@@ -1,9 +1,12 @@
 //! The limits and times that a pool keeps.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::claim::Claim;
 
 /// VMs that `up` may ask for where no maximum is configured: as many as a system has slots.
 pub const UP_LIMIT: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -104,12 +107,22 @@ pub struct Policy {
     pub boot_timeout: Duration,
     /// Sessions that may wait at a time; a further one is rejected.
     pub max_queued: usize,
+    /// Clients that are served before others, or after them: the higher, the sooner. Who is not in it has 0.
+    pub priorities: BTreeMap<String, i32>,
     /// Starts that may fail in a row before the sessions that wait are rejected with the reason.
     pub max_start_failures: u32,
     /// The pause after a first failed start; each further one is half as long again.
     pub retry_first: Duration,
     /// The longest pause between starts.
     pub retry_max: Duration,
+}
+
+impl Policy {
+    /// Whether a client is served before others: the higher, the sooner.
+    pub(super) fn priority_of(&self, claim: &Claim) -> i32 {
+        let priority = self.priorities.get(&claim.seat.client);
+        priority.copied().unwrap_or_default()
+    }
 }
 
 impl Default for Policy {
@@ -137,6 +150,7 @@ impl Default for Policy {
             boot_timeout: Duration::from_secs(5 * 60),
             // Far above any client's slots; bounds memory when something goes round in circles.
             max_queued: 4096,
+            priorities: BTreeMap::new(),
             max_start_failures: 3,
             retry_first: Duration::from_secs(10),
             retry_max: Duration::from_secs(5 * 60),

@@ -50,85 +50,98 @@ impl Pool {
 
     /// When a start that the back-off holds back is allowed.
     pub(super) fn retry_deadline(&self) -> Option<Instant> {
-        // What memory holds back has its own deadline.
-        if self.next_to_boot().is_some() && self.budget.shortage().is_none() {
-            self.backoff.retry_at()
-        } else {
-            None
-        }
+        self.retry_at
     }
 
+    /// Starts what is missing, as far as there is room for it.
     fn boot_missing(&mut self, now: Instant) -> Vec<Action> {
+        let missing = self.missing(self.room());
+        self.retry_at = self.backoff.retry_at().filter(|_| !missing.is_empty());
+        if !self.is_allowed_to_try(now) {
+            self.budget.hold_back(now, None);
+            return Vec::new();
+        }
         let mut actions = Vec::new();
         let mut lack = None;
-        while let Some(share) = self.next_to_boot()
-            && self.is_allowed_to_try(now)
-        {
-            let growing = budget::growing(&self.vms, now);
+        let mut growing = budget::growing(&self.vms, now);
+        for share in missing {
             lack = self.budget.lack(growing, &self.policy);
             if lack.is_some() {
                 break;
             }
+            growing += 1;
             self.last_vm += 1;
             let id = VmId(self.last_vm);
             let deadline = now + longest_start(&self.policy);
             self.vms.insert(id, VmState::booting(deadline, share));
             actions.push(Action::Boot(id, share));
         }
+        // What is tried now is what the back-off waited for; what memory holds back has its own deadline.
+        self.retry_at = None;
         self.budget.hold_back(now, lack);
         actions
-    }
-
-    /// Which kind of VM is wanted next, if there is room for one; the back-off and memory apart.
-    fn next_to_boot(&self) -> Option<Share> {
-        let one_at_a_time = self.backoff.failures() > 0;
-        let may_boot = self.mode == Mode::Open
-            && self.has_room()
-            && !(one_at_a_time && planner::booting(&self.vms) > 0);
-        may_boot.then(|| self.first_missing()).flatten()
     }
 
     fn is_allowed_to_try(&self, now: Instant) -> bool {
         self.backoff.retry_at().is_none_or(|at| at <= now)
     }
 
+    /// How many VMs may be started now, the back-off and memory apart. While starts fail, one at a time is tried.
+    fn room(&self) -> usize {
+        let room = (self.limit() as usize).saturating_sub(self.vms.len());
+        match self.mode {
+            Mode::Draining => 0,
+            Mode::Open if self.backoff.failures() > 0 => {
+                room.min(1_usize.saturating_sub(planner::booting(&self.vms)))
+            }
+            Mode::Open => room,
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.vms.len() < self.limit() as usize
     }
 
-    /// The kind of the VM that is missing first, whatever the maximum is. Who waits longest comes before what is only kept:
-    /// that would take the room of those who wait, and be ended for them again.
-    fn first_missing(&self) -> Option<Share> {
-        if let Some(share) = self.unserved().first() {
-            return Some(*share);
+    /// The kinds of the VMs that are missing, so many at the most, in the order in which they are to start. Who waits comes
+    /// before what is only kept: that would take the room of those who wait, and be ended for them again.
+    fn missing(&self, most: usize) -> Vec<Share> {
+        if most == 0 {
+            return Vec::new();
         }
         let own = self.policy.share;
-        let needed = self.needs().iter().filter(|share| **share == own).count();
-        let wanted = needed + self.policy.warm as usize;
-        let is_cold = planner::supply(&self.vms, own, &self.policy) < wanted;
+        let needs = self.needs();
+        let needed = needs.iter().filter(|share| **share == own).count();
+        let mut missing = self.unserved(needs);
+        let unserved = missing.iter().filter(|share| **share == own).count();
+        let supply = planner::supply(&self.vms, own, &self.policy) + unserved;
+        let cold = (needed + self.policy.warm as usize).saturating_sub(supply);
         // What boots for a session is about to be at work.
         let serving = planner::serving(&self.vms, own) + planner::coming(&self.vms);
-        (is_cold || serving < self.kept() as usize).then_some(own)
+        let short = (self.kept() as usize).saturating_sub(serving + missing.len());
+        missing.extend(std::iter::repeat_n(own, cold.max(short)));
+        missing.truncate(most);
+        missing
     }
 
-    /// The VMs that those who wait need; none for those whose VM is there and only busy.
+    /// The VMs that those who wait need, the first few: as many as there may be, and as many again as may be there already.
+    /// Those whose VM is there and only busy need none.
     fn needs(&self) -> Vec<Share> {
-        let homeless = self.queue.iter().filter(|waiting| !self.has_home(waiting));
-        planner::needs(homeless.map(|waiting| &waiting.claim), &self.policy)
+        let most = self.limit() as usize + self.vms.len();
+        let claims = self.queue.in_order().map(|(_, waiting)| &waiting.claim);
+        planner::needs(claims, &self.policy, most)
     }
 
     /// Of these, those that neither are there nor boot.
-    fn unserved(&self) -> Vec<Share> {
+    fn unserved(&self, mut needs: Vec<Share>) -> Vec<Share> {
         let supply = |share| planner::supply(&self.vms, share, &self.policy);
         let mut left: BTreeMap<Share, usize> = BTreeMap::new();
-        let mut unserved = self.needs();
-        unserved.retain(|share| {
+        needs.retain(|share| {
             let left = left.entry(*share).or_insert_with(|| supply(*share));
             let is_served = *left > 0;
             *left = left.saturating_sub(1);
             !is_served
         });
-        unserved
+        needs
     }
 
     /// Ends idle VMs while those who wait cannot get one otherwise. A VM that is idle while somebody waits is of the other
@@ -141,7 +154,7 @@ impl Pool {
         let gone_soon = |vm: &&VmState| matches!(vm, VmState::Stopping);
         let stopping = self.vms.values().filter(gone_soon).count();
         let mut actions = Vec::new();
-        for _ in stopping..self.unserved().len() {
+        for _ in stopping..self.unserved(self.needs()).len() {
             let Some((_, id)) = planner::first_to_go(&self.vms, |vm| !vm.is_pinned) else {
                 break;
             };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::budget::Shortage;
 use super::policy::{Reuse, Share};
 use super::vm::VmState;
-use super::{Mode, Pool, SessionId, VmId, planner};
+use super::{Mode, Pool, SessionId, VmId};
 
 /// A pool at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub struct PoolStatus {
     pub demand: usize,
     /// The VMs, oldest first.
     pub vms: Vec<VmStatus>,
-    /// Sessions that wait, first come first.
+    /// Sessions that wait: those for one certain VM, and then the others in the order in which they are served.
     pub queued: Vec<QueuedStatus>,
     /// Failed starts since the last good one.
     pub start_failures: u32,
@@ -107,11 +107,12 @@ impl Pool {
                 .collect(),
             queued: self
                 .queue
-                .iter()
-                .map(|waiting| QueuedStatus {
-                    session: waiting.session,
+                .bound()
+                .chain(self.queue.in_order())
+                .map(|(session, waiting)| QueuedStatus {
+                    session,
                     share: waiting.claim.share,
-                    home: planner::home(&self.vms, waiting),
+                    home: waiting.home,
                 })
                 .collect(),
             start_failures: self.backoff.failures(),

@@ -1,5 +1,6 @@
 //! One test per rule of the pool.
 
+mod fairness;
 mod leases;
 mod memory;
 mod outputs;

@@ -198,32 +198,20 @@ impl ReadyVm {
         !self.clients.is_empty() && policy.reuse == Reuse::Never
     }
 
-    /// Whether it has a slot that nobody uses and that is kept for nobody.
-    pub(super) fn has_free_slot(&self, policy: &Policy) -> bool {
-        self.sessions.len() + self.leases.len() < policy.slots_per_vm.get() as usize
+    /// How many slots it has that nobody uses and that are kept for nobody.
+    pub(super) fn free_slots(&self, policy: &Policy) -> usize {
+        let taken = self.sessions.len() + self.leases.len();
+        (policy.slots_per_vm.get() as usize).saturating_sub(taken)
     }
 
-    /// Whether a new build may run on it: it shows what the session may see, and what has run on it before is no hindrance.
-    pub(super) fn may_take(&self, claim: &Claim, policy: &Policy) -> bool {
-        let is_clean_enough = match policy.reuse {
-            Reuse::Always => true,
-            Reuse::Client => self.is_only(&claim.seat.client),
-            Reuse::Never => self.clients.is_empty(),
-        };
-        self.share == claim.share && is_clean_enough && !self.is_pinned
+    /// Whether it has one.
+    pub(super) fn has_free_slot(&self, policy: &Policy) -> bool {
+        self.free_slots(policy) > 0
     }
 
     /// Whether nobody but this client has had it so far.
     fn is_only(&self, client: &str) -> bool {
         self.clients.iter().all(|other| other == client)
-    }
-
-    /// The last session of a seat on it that came before another session.
-    pub(super) fn last_session_before(&self, session: SessionId, seat: &Seat) -> Option<SessionId> {
-        self.sessions
-            .range(..session)
-            .rfind(|(_, visit)| visit.claim.seat == *seat)
-            .map(|(earlier, _)| *earlier)
     }
 
     /// Gives it to a session, with what its seat has left here.

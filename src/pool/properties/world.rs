@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) served: BTreeSet<SessionId>,
     /// VMs that were ever started.
     pub(super) boots: usize,
+    /// How often a client was passed over by another one since it was served, with a VM of a kind.
+    passed: BTreeMap<(String, String, Share), u32>,
     memory: Option<u64>,
     sessions: u64,
     shutting_down: bool,
@@ -72,6 +74,7 @@ impl World {
             shares: BTreeMap::new(),
             served: BTreeSet::new(),
             boots: 0,
+            passed: BTreeMap::new(),
             memory: None,
             sessions: 0,
             shutting_down: false,
@@ -249,6 +252,7 @@ impl World {
         for session in lost.into_keys().filter(|session| session.0 % 2 == 0) {
             let place = self.waiting.partition_point(|waiting| *waiting < session);
             self.waiting.insert(place, session);
+            self.passed.clear();
             let claim = self.claims[&session].clone();
             self.send(Event::SessionReturned(session, claim));
         }

@@ -115,14 +115,26 @@ impl World {
         let comes_home = self.is_home(vm, &claim);
         let place = self.waiting.iter().position(|waiting| *waiting == session);
         let place = place.expect("it waits");
-        // 4. No session is overtaken by one that could wait for the same VM.
-        for earlier in self.waiting.range(..place).filter(|_| !comes_home) {
+        // 4. No session is overtaken by one of its client's that could wait for the same VM.
+        let is_clients = |id: &&SessionId| {
+            let other = &self.claims[*id];
+            other.seat.client == claim.seat.client && other.share == claim.share
+        };
+        let earlier = self.waiting.range(..place).filter(is_clients);
+        for earlier in earlier.filter(|_| !comes_home) {
             let earlier_claim = &self.claims[earlier];
             let could_have_it = match earlier_claim.purpose {
                 Purpose::Pinned(named) => named == vm,
                 _ => !self.has_home(*earlier) && self.is_open_to(vm, earlier_claim),
             };
             assert!(!could_have_it, "{session:?} overtook {earlier:?} on {vm:?}");
+        }
+        // Whether who comes home had to wait for a turn is the pool's to know.
+        let is_served = (claim.seat.client.clone(), claim.share);
+        self.passed
+            .retain(|(loser, _, kind), _| (loser, kind) != (&is_served.0, &is_served.1));
+        if !comes_home {
+            self.check_turn(session, vm);
         }
         if let Some((home, until)) = self.leases.get(&claim.seat) {
             assert!(
@@ -151,6 +163,30 @@ impl World {
         self.waiting.remove(place);
         self.running.insert(session, vm);
         self.used_since.insert(vm, self.now);
+    }
+
+    /// 24. Who could have had what another client gets is next, or after one more turn, or after the one that the other
+    /// client had back: nobody is passed over for ever.
+    fn check_turn(&mut self, session: SessionId, vm: VmId) {
+        let winner = self.claims[&session].seat.client.clone();
+        let share = self.shares[&vm];
+        let could_have_it = |other: &&SessionId| {
+            let claim = &self.claims[*other];
+            claim.seat.client != winner
+                && !matches!(claim.purpose, Purpose::Pinned(_))
+                && !self.has_home(**other)
+                && self.is_open_to(vm, claim)
+        };
+        let losers = self.waiting.iter().filter(could_have_it);
+        let losers: BTreeSet<String> = losers
+            .map(|other| self.claims[other].seat.client.clone())
+            .collect();
+        for loser in losers {
+            let passed = self.passed.entry((loser, winner.clone(), share));
+            let passed = passed.or_default();
+            *passed += 1;
+            assert!(*passed <= 3, "{session:?} has {vm:?}: {:?}", self.passed);
+        }
     }
 
     /// Whether a VM takes any session of this kind and client.
