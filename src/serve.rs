@@ -93,6 +93,7 @@ pub async fn run(
     let factory = factory(&config, paths);
     let policies = policies(&config);
     let (manager, handle) = Manager::new(policies, &factory);
+    let manager = manager.with_budget(config.budget);
     let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);

@@ -24,6 +24,7 @@ use vm::{Network, VmProfile};
 
 use crate::nix::System;
 use crate::paths::{ConfigFile, Paths};
+use crate::pool::budget::MachineBudget;
 use crate::pool::policy::Policy;
 
 /// Everything that can be configured, checked.
@@ -35,6 +36,8 @@ pub struct Config {
     pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
     pub store_root: Option<PathBuf>,
+    /// What VMs of all systems may have together.
+    pub budget: MachineBudget,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
     /// Who may log in beside clients on this machine, by name.
@@ -185,6 +188,7 @@ impl Config {
             listen,
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
+            budget: check::budget(&raw.budget, at)?,
             systems,
             keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),

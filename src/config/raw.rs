@@ -15,6 +15,7 @@ pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
     pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
+    pub(super) budget: RawBudget,
     /// For every system.
     pub(super) pool: RawPool,
     pub(super) systems: RawSystems,
@@ -63,6 +64,15 @@ pub(super) struct RawStorePlace {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawBudget {
+    pub(super) vcpus: Option<toml::Spanned<u32>>,
+    pub(super) memory_mib: Option<toml::Spanned<u32>>,
+    pub(super) memory_pressure: Option<toml::Spanned<u32>>,
+    pub(super) cpu_pressure: Option<toml::Spanned<u32>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawSystems {
     #[serde(rename = "aarch64-linux")]
     pub(super) aarch64_linux: RawPool,
@@ -91,6 +101,8 @@ pub(super) struct RawPool {
     pub(super) timeout: Option<HumanDuration>,
     pub(super) max_silent_time: Option<HumanDuration>,
     pub(super) idle_timeout: Option<HumanDuration>,
+    pub(super) scale_down_delay: Option<HumanDuration>,
+    pub(super) wait_timeout: Option<HumanDuration>,
     pub(super) boot_timeout: Option<HumanDuration>,
     pub(super) stop_grace: Option<HumanDuration>,
 }
@@ -123,6 +135,8 @@ impl RawPool {
             timeout: self.timeout.or(defaults.timeout),
             max_silent_time: self.max_silent_time.or(defaults.max_silent_time),
             idle_timeout: self.idle_timeout.or(defaults.idle_timeout),
+            scale_down_delay: self.scale_down_delay.or(defaults.scale_down_delay),
+            wait_timeout: self.wait_timeout.or(defaults.wait_timeout),
             boot_timeout: self.boot_timeout.or(defaults.boot_timeout),
             stop_grace: self.stop_grace.or(defaults.stop_grace),
         }

@@ -1,5 +1,6 @@
 //! What a session that waits is told. Pure.
 
+use crate::pool::hold::Hold;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, VmStage};
 
@@ -31,8 +32,9 @@ pub(super) fn text(
         n => format!(", {n} ahead"),
     };
     let own = booting.get(before.alike / slots);
-    if let (None, Some(shortage)) = (own, pool.shortage) {
-        return format!("{shortage}{ahead}");
+    let is_told = |hold: &Hold| !matches!(hold, Hold::MaxVms { .. } | Hold::BackOff);
+    if let (None, Some(hold)) = (own, pool.held.filter(is_told)) {
+        return format!("{hold}{ahead}");
     }
     if let Some(vm) = own.or(booting.last()) {
         return format!("starting {}: {}{ahead}", vm.name, vm.stage);
@@ -110,6 +112,7 @@ mod tests {
             start_failure: None,
             retry_in_s: None,
             shortage: None,
+            held: None,
         }
     }
 
@@ -187,10 +190,10 @@ mod tests {
     #[test]
     fn a_session_is_told_that_memory_is_short() {
         let mut pool = pool(4);
-        pool.shortage = Some(Shortage {
+        pool.held = Some(Hold::Memory(Shortage {
             available_mib: 812,
             needed_mib: 1536,
-        });
+        }));
         let vms = [vm("riscv64-1", VmStage::Booting)];
         let text = |position| text(&pool, &vms, HOST, ahead(position), 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");

@@ -70,6 +70,8 @@ pub enum Event {
     Up(u32),
     /// Somebody wants the pool to end.
     Down(Down),
+    /// Sessions of another system wait for room on this machine: an idle VM, if there is one, is of less use.
+    MakeRoom,
     /// [`Pool::deadline`] has come.
     DeadlineReached,
 }

@@ -3,13 +3,16 @@
 //! Three things tell that a session comes for it, the strongest first: its seat, where that is a process; its seat, where that
 //! is a slot; and the path that it asks for, which may be known to be on one VM only.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::claim::{Outputs, Seat};
 use super::policy::Reuse;
 use super::vm::{Lease, ReadyVm, Visit, VmState};
 use super::{Pool, SessionId, VmId, planner};
 use crate::nix::store_path::StorePath;
+
+/// How long a session has its VM at the least that is taken for work, where no build was seen.
+const WORK: Duration = Duration::from_millis(500);
 
 impl Pool {
     /// Where nothing is kept for the session's seat, its VM's work is done. Only one that is used again has to wait until the
@@ -19,7 +22,14 @@ impl Pool {
             return;
         };
         let is_used_again = self.policy.reuse != Reuse::Never || self.is_pinned(id);
-        if !is_used_again && !self.is_kept_for(visit, session, outputs) {
+        if self.is_kept_for(visit, session, outputs) {
+            return;
+        }
+        if is_used_again {
+            let vm = self.vms.get_mut(&id).and_then(VmState::as_ready_mut);
+            let visit = vm.and_then(|vm| vm.sessions.get_mut(&session));
+            visit.into_iter().for_each(|visit| visit.is_closing = true);
+        } else {
             self.session_closed(now, session, outputs);
         }
     }
@@ -39,8 +49,14 @@ impl Pool {
             return;
         };
         vm.idle_since = now;
-        let unfetched = vm.sessions.remove(&session).map(|visit| visit.unfetched);
-        let unfetched = unfetched.unwrap_or_default();
+        let Some(visit) = vm.sessions.remove(&session) else {
+            return;
+        };
+        let has_worked = visit.has_built || now >= visit.since + WORK;
+        if has_worked && !std::mem::replace(&mut vm.has_worked, true) {
+            self.starts.give_back();
+        }
+        let unfetched = visit.unfetched;
         if keeps {
             let until = now + self.policy.lease;
             vm.leases.insert(seat, Lease { until, unfetched });
@@ -53,6 +69,7 @@ impl Pool {
     pub(super) fn built(&mut self, session: SessionId, paths: Vec<StorePath>) {
         let mut vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
         if let Some(visit) = vms.find_map(|vm| vm.sessions.get_mut(&session)) {
+            visit.has_built = true;
             visit.unfetched.built(paths);
         }
     }

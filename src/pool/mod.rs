@@ -7,6 +7,7 @@ mod backoff;
 pub mod budget;
 pub mod claim;
 mod event;
+pub mod hold;
 mod homes;
 mod leases;
 mod line;
@@ -16,9 +17,11 @@ mod planner;
 pub mod policy;
 mod queue;
 mod scale;
+mod starts;
 pub mod status;
 mod unfetched;
 mod vm;
+mod wanted;
 
 #[cfg(test)]
 mod properties;
@@ -31,12 +34,15 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use backoff::Backoff;
-use budget::Budget;
+use budget::Machine;
 pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
+use hold::{Held, Hold};
 use line::Queue;
 use policy::Policy;
+use starts::Starts;
 pub use vm::VmId;
 use vm::VmState;
+use wanted::Wanted;
 
 /// Whether a pool serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,9 +64,11 @@ pub struct Pool {
     vms: BTreeMap<VmId, VmState>,
     queue: Queue,
     backoff: Backoff,
-    budget: Budget,
-    /// When the start that the back-off holds back is allowed.
-    retry_at: Option<Instant>,
+    machine: Machine,
+    /// What keeps a VM that is wanted from being started.
+    held: Option<Held>,
+    starts: Starts,
+    wanted: Wanted,
     last_vm: u32,
 }
 
@@ -74,8 +82,10 @@ impl Pool {
             vms: BTreeMap::new(),
             queue: Queue::default(),
             backoff: Backoff::default(),
-            budget: Budget::default(),
-            retry_at: None,
+            machine: Machine::default(),
+            held: None,
+            starts: Starts::default(),
+            wanted: Wanted::default(),
             last_vm: 0,
         }
     }
@@ -83,7 +93,33 @@ impl Pool {
     /// Notes how much memory the host has available, in MiB, for what is decided from now on; `None` when that is not known,
     /// and then it holds nothing back.
     pub fn set_available_memory(&mut self, available_mib: Option<u64>) {
-        self.budget.set_available(available_mib);
+        self.machine.available_mib = available_mib;
+    }
+
+    /// Notes what the machine has for this pool, for what is decided from now on.
+    pub fn set_machine(&mut self, machine: Machine) {
+        self.machine = machine;
+    }
+
+    /// The processors, and the memory in MiB, that its VMs are given, whatever their state is.
+    pub fn given(&self) -> (u32, u64) {
+        let vms = u32::try_from(self.vms.len()).unwrap_or(u32::MAX);
+        (
+            vms.saturating_mul(self.policy.vcpus),
+            u64::from(vms).saturating_mul(self.policy.memory_mib),
+        )
+    }
+
+    /// Whether a VM is about to be gone.
+    pub fn has_stopping(&self) -> bool {
+        let is_stopping = |vm: &VmState| matches!(vm, VmState::Stopping);
+        self.vms.values().any(is_stopping)
+    }
+
+    /// Whether somebody waits for a VM that this machine has no room for.
+    pub fn lacks_room(&self) -> bool {
+        let hold = self.held.map(|held| held.hold);
+        hold.is_some_and(Hold::is_for_want_of_room) && !self.queue.has_no_lines()
     }
 
     /// The memory, in MiB, that VMs will take and have not taken yet.
@@ -130,6 +166,7 @@ impl Pool {
                 Vec::new()
             }
             Event::Down(how) => self.down(how),
+            Event::MakeRoom => self.make_room_for_others(),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
         self.seat_waiting();
@@ -152,8 +189,7 @@ impl Pool {
         boots
             .chain(self.idle_deadline())
             .chain(self.lease_deadline())
-            .chain(self.retry_deadline())
-            .chain(self.budget.recheck_at())
+            .chain(self.held.and_then(|held| held.look_again))
             .min()
     }
 
@@ -200,6 +236,7 @@ impl Pool {
         self.floor = self.floor.max(count).min(self.policy.up_limit.get());
         // Somebody asks for it now, perhaps after a repair: the next start need not wait.
         self.backoff.succeeded();
+        self.starts = Starts::default();
     }
 
     fn down(&mut self, how: Down) -> Vec<Action> {

@@ -16,6 +16,7 @@ pub(super) fn needs<'a>(
     claims: impl Iterator<Item = &'a Claim>,
     policy: &Policy,
     most: usize,
+    mut closing: Closing<'a>,
 ) -> Vec<Share> {
     let slots = policy.slots_per_vm.get() as usize;
     // How many sessions there are so far of those that may be on one VM.
@@ -26,6 +27,12 @@ pub(super) fn needs<'a>(
             Reuse::Client => claim.seat.client.as_str(),
             Reuse::Never | Reuse::Always => "",
         };
+        if let Some(slots) = closing.get_mut(&(claim.share, client))
+            && *slots > 0
+        {
+            *slots -= 1;
+            continue;
+        }
         let company = companies.entry((claim.share, client)).or_default();
         if company.is_multiple_of(slots) || policy.reuse == Reuse::Never {
             needs.push(claim.share);
@@ -36,6 +43,33 @@ pub(super) fn needs<'a>(
         }
     }
     needs
+}
+
+/// Slots that are about to be free, by whom they may serve: a kind, and a client where it matters.
+pub(super) type Closing<'a> = BTreeMap<(Share, &'a str), usize>;
+
+/// The slots whose sessions' clients have gone, on VMs that are used again.
+pub(super) fn closing<'a>(vms: &'a Vms, policy: &Policy) -> Closing<'a> {
+    let mut closing = Closing::new();
+    for (_, vm) in ready(vms).filter(|(_, vm)| !vm.is_pinned) {
+        let slots = vm.sessions.values().filter(|visit| visit.is_closing);
+        let client = match policy.reuse {
+            Reuse::Never => continue,
+            Reuse::Always => Some(""),
+            Reuse::Client => vm.clients.first().map(String::as_str),
+        };
+        let slots = slots.count();
+        if let Some(client) = client.filter(|_| slots > 0) {
+            *closing.entry((vm.share, client)).or_default() += slots;
+        }
+    }
+    closing
+}
+
+/// How many VMs that nobody has named serve somebody, or are kept for somebody.
+pub(super) fn busy(vms: &Vms) -> usize {
+    let is_busy = |vm: &ReadyVm| !vm.is_pinned && !vm.is_idle();
+    ready(vms).filter(|(_, vm)| is_busy(vm)).count()
 }
 
 /// How many VMs boot.

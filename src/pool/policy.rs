@@ -95,6 +95,10 @@ pub struct Policy {
     pub warm: u32,
     /// How long a VM is kept for outputs that are still to be fetched from it.
     pub lease: Duration,
+    /// Processors that a VM is given.
+    pub vcpus: u32,
+    /// Memory that a VM is given, in MiB.
+    pub memory_mib: u64,
     /// What a VM takes of the host's memory, in MiB.
     pub memory_estimate_mib: u64,
     /// What of the host's available memory no start may touch, in MiB.
@@ -103,6 +107,10 @@ pub struct Policy {
     pub build_limits: BuildLimits,
     /// How long a VM without a session is kept.
     pub idle_timeout: Duration,
+    /// How long as many VMs stay as were wanted at a time.
+    pub scale_down_delay: Duration,
+    /// How long a session may wait for a VM.
+    pub wait_timeout: Option<Duration>,
     /// How long a VM may take to get ready before it is given up.
     pub boot_timeout: Duration,
     /// Sessions that may wait at a time; a further one is rejected.
@@ -140,12 +148,19 @@ impl Default for Policy {
             // A client that fetches each output by a session of its own opens the next one within milliseconds; this is
             // for one whose machine is overloaded.
             lease: Duration::from_secs(10),
+            // Overridden from the profile.
+            vcpus: 1,
+            memory_mib: 2048,
             // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
             memory_estimate_mib: 512,
             memory_floor_mib: 1024,
             build_limits: BuildLimits::default(),
             // Buildkite's, ARC's and cluster-autoscaler's figure: starting costs seconds, idling costs memory only.
             idle_timeout: Duration::from_secs(10 * 60),
+            // Kubernetes' figure.
+            scale_down_delay: Duration::from_secs(5 * 60),
+            // Builds queue for hours.
+            wait_timeout: None,
             // An emulated boot takes 4 s on a quiet machine and was seen to take 40 s on one that is overloaded.
             boot_timeout: Duration::from_secs(5 * 60),
             // Far above any client's slots; bounds memory when something goes round in circles.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Shortage;
+use super::hold::Hold;
 use super::policy::{Reuse, Share};
 use super::vm::VmState;
 use super::{Mode, Pool, SessionId, VmId};
@@ -41,6 +42,8 @@ pub struct PoolStatus {
     pub retry_in_s: Option<u64>,
     /// What the host's memory lacks for another VM, while that holds one back.
     pub shortage: Option<Shortage>,
+    /// What keeps a VM that is wanted from being started, whatever it is.
+    pub held: Option<Hold>,
 }
 
 /// A session that waits.
@@ -118,7 +121,11 @@ impl Pool {
             start_failures: self.backoff.failures(),
             start_failure: self.backoff.reason().map(str::to_owned),
             retry_in_s: self.retry_deadline().map(|at| whole_seconds(until(at))),
-            shortage: self.budget.shortage(),
+            shortage: match self.held.map(|held| held.hold) {
+                Some(Hold::Memory(shortage)) => Some(shortage),
+                _ => None,
+            },
+            held: self.held.map(|held| held.hold),
         }
     }
 

@@ -50,6 +50,8 @@ pub(super) struct ReadyVm {
     pub(super) is_pinned: bool,
     /// Seats whose outputs are still to be fetched here. Each keeps a slot free.
     pub(super) leases: BTreeMap<Seat, Lease>,
+    /// Whether it was of use to anybody.
+    pub(super) has_worked: bool,
 }
 
 /// A session on a VM.
@@ -60,6 +62,12 @@ pub(super) struct Visit {
     pub(super) unfetched: Unfetched,
     /// Whether nothing is kept for its seat when it ends.
     pub(super) leaves_nothing: bool,
+    /// Since when it is there.
+    pub(super) since: Instant,
+    /// Whether it has built something.
+    pub(super) has_built: bool,
+    /// Whether its client has gone and nothing is kept for it: the slot is about to be free.
+    pub(super) is_closing: bool,
 }
 
 /// A seat's outputs that are waited for.
@@ -91,6 +99,7 @@ impl VmState {
             is_pinned: pinned_by.is_some(),
             clients: pinned_by.into_iter().collect(),
             leases: BTreeMap::new(),
+            has_worked: false,
         })
     }
 
@@ -222,6 +231,9 @@ impl ReadyVm {
         let visit = Visit {
             unfetched: lease.map(|lease| lease.unfetched).unwrap_or_default(),
             leaves_nothing: matches!(claim.purpose, Purpose::Pinned(_)),
+            since: now,
+            has_built: false,
+            is_closing: false,
             claim,
         };
         self.sessions.insert(session, visit);
