@@ -220,7 +220,7 @@ impl Cli {
         match self.command {
             Command::Up(args) => up::run(&context, &args).await,
             Command::Down(args) => down::run(&context, &args).await,
-            Command::Status(args) => status::run(&context, &args).await,
+            Command::Status(args) => return status::run(&context, &args).await,
             Command::Events(args) => events::run(&context, &args).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,

@@ -21,20 +21,21 @@ pub(super) struct StatusArgs {
     watch: bool,
 }
 
-pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
+pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<u8> {
     let (client, info) = context.connect().await?;
     if args.watch {
-        return watch::run(context, &client, &info).await;
+        return watch::run(context, &client, &info).await.map(|()| 0);
     }
     let status = client.status().await?;
+    let is_degraded = status.systems.iter().any(|system| system.degraded);
     if args.json {
         let Status { systems, builds } = status;
         let all = serde_json::json!({ "manager": info, "systems": systems, "builds": builds });
-        context.printer.json(&all)
+        context.printer.json(&all)?;
     } else {
         context.printer.data(&text(&info, &status, now()));
-        Ok(())
     }
+    Ok(u8::from(is_degraded))
 }
 
 /// Seconds since the epoch.
@@ -133,6 +134,7 @@ fn pool_row(system: &SystemStatus) -> [String; 8] {
     let state = match (system.mode, system.vms.is_empty(), &system.start_failure) {
         (Mode::Draining, true, _) => "down".to_owned(),
         (Mode::Draining, false, _) => "draining".to_owned(),
+        (Mode::Open, ..) if system.degraded => "degraded".to_owned(),
         (Mode::Open, _, Some(_)) => "failing".to_owned(),
         (Mode::Open, _, None) => "open".to_owned(),
     };

@@ -43,9 +43,11 @@ fn pool(system: System, mode: Mode, max_vms: u32) -> SystemStatus {
         vms: Vec::new(),
         sessions: Vec::new(),
         start_failures: 0,
+        degraded: false,
         start_failure: None,
         retry_in_s: None,
         shortage: None,
+        held: None,
     }
 }
 

@@ -82,6 +82,18 @@ pub enum Happening {
         /// Why.
         because: String,
     },
+    /// Starts of a system's VMs have failed so often that builds are refused at once.
+    PoolDegraded {
+        /// Which one.
+        system: System,
+        /// Why the last start failed.
+        because: String,
+    },
+    /// One has worked again.
+    PoolHealed {
+        /// Which one.
+        system: System,
+    },
     /// Whoever reads this was too slow.
     Missed {
         /// So many events are not in the stream.

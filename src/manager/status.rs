@@ -9,6 +9,7 @@ use crate::nix::System;
 use crate::nix::store_path::StorePath;
 use crate::pool::Mode;
 use crate::pool::budget::Shortage;
+use crate::pool::hold::Hold;
 use crate::pool::policy::{Reuse, Share};
 use crate::pool::status::VmStage;
 
@@ -108,12 +109,18 @@ pub struct SystemStatus {
     pub sessions: Vec<SessionView>,
     /// Failed starts in a row.
     pub start_failures: u32,
+    /// Whether so many failed that builds are refused at once, until one works.
+    #[serde(default)]
+    pub degraded: bool,
     /// Why the last start failed, if it did.
     pub start_failure: Option<String>,
     /// Whole seconds until the next start is tried, while one is held back.
     pub retry_in_s: Option<u64>,
     /// What the host's memory lacks for another VM, while that holds one back.
     pub shortage: Option<Shortage>,
+    /// What keeps a VM that is wanted from being started, whatever it is.
+    #[serde(default)]
+    pub held: Option<Hold>,
 }
 
 /// One VM.

@@ -35,6 +35,8 @@ pub(super) struct ManagedSystem<B> {
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
     /// Whether memory held a VM back when it was last looked at.
     pub(super) is_short: bool,
+    /// Whether starts had failed for long then.
+    pub(super) is_degraded: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -73,6 +75,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             vms,
             sessions,
             is_short: false,
+            is_degraded: false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::events::Happening;
 use super::session::ManagedSession;
 use super::status::VmView;
 use super::system::ManagedSystem;
@@ -62,7 +63,10 @@ impl<B: VmBackend> ManagedSystem<B> {
                 "{} serves or has served another key: a VM can be reached by its name with one key only",
                 name(vm)
             ),
-            Rejection::QueueFull { .. } | Rejection::StartFailed { .. } => reason.to_string(),
+            Rejection::QueueFull { .. }
+            | Rejection::WaitTimeout { .. }
+            | Rejection::Degraded { .. }
+            | Rejection::StartFailed { .. } => reason.to_string(),
         }
     }
 
@@ -85,11 +89,29 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
+    /// Says when a pool can start nothing any more, and when it can again.
+    fn tell_health(&mut self, pool: &PoolStatus) {
+        if std::mem::replace(&mut self.is_degraded, pool.degraded) == pool.degraded {
+            return;
+        }
+        let system = self.system;
+        if pool.degraded {
+            let because = pool.start_failure.clone().unwrap_or_default();
+            warn!(%system, because, "no VM can be started");
+            self.events
+                .tell(|| Happening::PoolDegraded { system, because });
+        } else {
+            info!(%system, "VMs can be started again");
+            self.events.tell(|| Happening::PoolHealed { system });
+        }
+    }
+
     /// Tells the sessions that wait what they wait for, where that has changed.
     pub(super) fn tell_waiting(&mut self, now: Instant) {
         let pool = self.pool.status(now);
         let vms = self.vm_views(&pool, now);
         self.log_shortage(pool.shortage);
+        self.tell_health(&pool);
         for (id, text) in self.waiting_texts(&pool, &vms) {
             let Some(session) = self.sessions.get_mut(&id) else {
                 continue;

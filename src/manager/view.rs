@@ -30,9 +30,11 @@ impl<B: VmBackend> ManagedSystem<B> {
                 .map(|(id, session)| self.session_view(*id, session, now))
                 .collect(),
             start_failures: pool.start_failures,
+            degraded: pool.degraded,
             start_failure: pool.start_failure,
             retry_in_s: pool.retry_in_s,
             shortage: pool.shortage,
+            held: pool.held,
         }
     }
 

@@ -109,6 +109,7 @@ mod tests {
             vms: Vec::new(),
             queued: Vec::new(),
             start_failures: 0,
+            degraded: false,
             start_failure: None,
             retry_in_s: None,
             shortage: None,

@@ -1,5 +1,7 @@
 //! What a pool is told, and what it says to do.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
@@ -134,6 +136,24 @@ pub enum Rejection {
     OtherClients {
         /// Which one.
         vm: VmId,
+    },
+    /// It has waited as long as anybody may.
+    #[error("no VM was free for {}, which is as long as `wait-timeout` allows", humantime::format_duration(*after))]
+    WaitTimeout {
+        /// How long.
+        after: Duration,
+    },
+    /// VMs cannot be started, and it is not time for the next try.
+    #[error(
+        "the last {failures} starts failed, and the next one is tried in {retry_in_s} s: {reason}"
+    )]
+    Degraded {
+        /// How many in a row.
+        failures: u32,
+        /// In how many seconds, at the earliest.
+        retry_in_s: u64,
+        /// Why the last one failed.
+        reason: String,
     },
     /// VMs cannot be started.
     #[error("no VM could be started: {reason}")]

@@ -11,6 +11,7 @@ use std::collections::btree_set;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::iter::Peekable;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::time::Instant;
 
 use super::claim::{Claim, Seat};
 use super::policy::Share;
@@ -25,6 +26,8 @@ pub(super) struct Waiting {
     pub(super) own_seat: Seat,
     /// The VM that it waits for, where it would go to no other.
     pub(super) home: Option<VmId>,
+    /// Since when it waits.
+    since: Instant,
     line: LineId,
 }
 
@@ -40,6 +43,8 @@ pub(super) struct Queue {
     /// Those who fetch: what they wait for may change with every event.
     fetching: BTreeSet<SessionId>,
     seats: BTreeMap<Seat, BTreeSet<SessionId>>,
+    /// By how long they have waited.
+    ages: BTreeSet<(Instant, SessionId)>,
     /// The turn that is being served, by priority.
     turns: BTreeMap<i32, u64>,
     /// Lines of clients that wait for nothing and have had their turn of this round.
@@ -99,7 +104,7 @@ impl Queue {
     }
 
     /// A session begins to wait.
-    pub(super) fn push(&mut self, session: SessionId, claim: Claim, priority: i32) {
+    pub(super) fn push(&mut self, now: Instant, session: SessionId, claim: Claim, priority: i32) {
         let line = self.line(&claim, priority);
         if claim.purpose.fetches() {
             self.fetching.insert(session);
@@ -111,8 +116,10 @@ impl Queue {
             claim,
             own_seat,
             home: None,
+            since: now,
             line,
         };
+        self.ages.insert((now, session));
         self.waiting.insert(session, waiting);
         self.change(line, |line| {
             line.sessions.insert(session);
@@ -120,15 +127,22 @@ impl Queue {
     }
 
     /// A session that had its turn for nothing waits again: its client has the turn back.
-    pub(super) fn put_back(&mut self, session: SessionId, claim: Claim, priority: i32) {
+    pub(super) fn put_back(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        claim: Claim,
+        priority: i32,
+    ) {
         let line = self.line(&claim, priority);
         self.change(line, |line| line.turn = line.turn.saturating_sub(1));
-        self.push(session, claim, priority);
+        self.push(now, session, claim, priority);
     }
 
     /// A session waits no longer, and had nothing.
     pub(super) fn remove(&mut self, session: SessionId) -> Option<Waiting> {
         let waiting = self.waiting.remove(&session)?;
+        self.ages.remove(&(waiting.since, session));
         let was_bound = self.bound.remove(&session);
         self.fetching.remove(&session);
         self.forget_seat(&waiting.claim.seat, session);
@@ -185,6 +199,11 @@ impl Queue {
             self.forget_seat(&before, session);
             self.seats.entry(seat.clone()).or_default().insert(session);
         }
+    }
+
+    /// Who has waited longest, and since when.
+    pub(super) fn oldest(&self) -> Option<(Instant, SessionId)> {
+        self.ages.first().copied()
     }
 
     /// Those who wait for one certain VM, first come first.

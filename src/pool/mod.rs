@@ -131,7 +131,7 @@ impl Pool {
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         self.end_leases(|_, until| until <= now);
         let mut actions = match event {
-            Event::SessionOpened(session, claim) => self.session_opened(session, claim),
+            Event::SessionOpened(session, claim) => self.session_opened(now, session, claim),
             Event::SessionLeft(session, outputs) => {
                 self.session_left(now, session, outputs);
                 Vec::new()
@@ -141,7 +141,7 @@ impl Pool {
                 Vec::new()
             }
             Event::SessionReturned(session, claim) => {
-                self.session_returned(session, claim);
+                self.session_returned(now, session, claim);
                 Vec::new()
             }
             Event::Built(session, paths) => {
@@ -170,6 +170,7 @@ impl Pool {
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
         self.seat_waiting();
+        actions.extend(self.reject_late(now));
         if self.mode == Mode::Draining {
             actions.extend(self.reject_waiting(&Rejection::Down));
         }
@@ -188,6 +189,7 @@ impl Pool {
         });
         boots
             .chain(self.idle_deadline())
+            .chain(self.wait_deadline())
             .chain(self.lease_deadline())
             .chain(self.held.and_then(|held| held.look_again))
             .min()
@@ -224,10 +226,21 @@ impl Pool {
 
     fn start_failed(&mut self, now: Instant, reason: String, retry: Retry) -> Vec<Action> {
         self.backoff.failed(now, reason.clone(), &self.policy);
-        if retry == Retry::Later && self.backoff.failures() < self.policy.max_start_failures {
+        if retry == Retry::Later && !self.is_degraded() {
             return Vec::new();
         }
         self.reject_waiting(&Rejection::StartFailed { reason })
+    }
+
+    /// Whether so many starts failed in a row that it is not an accident.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.backoff.failures() >= self.policy.max_start_failures
+    }
+
+    /// VMs that serve, or will.
+    fn live_vms(&self) -> usize {
+        let is_live = |vm: &&VmState| !matches!(vm, VmState::Stopping);
+        self.vms.values().filter(is_live).count()
     }
 
     fn up(&mut self, count: u32) {

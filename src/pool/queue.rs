@@ -4,11 +4,17 @@ use std::time::Instant;
 
 use super::claim::{Claim, Purpose, Seat};
 use super::offers::Offers;
+use super::status::whole_seconds;
 use super::vm::{ReadyVm, VmState};
 use super::{Action, Mode, Pool, Rejection, SessionId, VmId};
 
 impl Pool {
-    pub(super) fn session_opened(&mut self, session: SessionId, claim: Claim) -> Vec<Action> {
+    pub(super) fn session_opened(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        claim: Claim,
+    ) -> Vec<Action> {
         if claim.purpose == Purpose::Build {
             // The seat's last build is over for its client.
             self.end_leases(|seat, _| *seat == claim.seat);
@@ -23,16 +29,51 @@ impl Pool {
         {
             return vec![Action::Reject { session, reason }];
         }
+        if let Some(reason) = self.hopeless(now) {
+            return vec![Action::Reject { session, reason }];
+        }
         let (named, priority) = (named(&claim), self.policy.priority_of(&claim));
-        self.queue.push(session, claim, priority);
+        self.queue.push(now, session, claim, priority);
         self.queue.bind(session, named);
         Vec::new()
     }
 
-    pub(super) fn session_returned(&mut self, session: SessionId, claim: Claim) {
+    pub(super) fn session_returned(&mut self, now: Instant, session: SessionId, claim: Claim) {
         let (named, priority) = (named(&claim), self.policy.priority_of(&claim));
-        self.queue.put_back(session, claim, priority);
+        self.queue.put_back(now, session, claim, priority);
         self.queue.bind(session, named);
+    }
+
+    /// Why a session that comes now would wait for nothing: starts have failed for long, the next try is not due, and no VM
+    /// is there that could serve anybody.
+    fn hopeless(&self, now: Instant) -> Option<Rejection> {
+        let at = self.backoff.retry_at().filter(|at| *at > now)?;
+        let is_alone = self.mode == Mode::Open && self.live_vms() == 0;
+        (is_alone && self.is_degraded()).then(|| Rejection::Degraded {
+            failures: self.backoff.failures(),
+            retry_in_s: whole_seconds(at.saturating_duration_since(now)),
+            reason: self.backoff.reason().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Rejects those who have waited too long.
+    pub(super) fn reject_late(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(after) = self.policy.wait_timeout
+            && let Some((since, session)) = self.queue.oldest()
+            && since + after <= now
+        {
+            self.queue.remove(session);
+            let reason = Rejection::WaitTimeout { after };
+            actions.push(Action::Reject { session, reason });
+        }
+        actions
+    }
+
+    /// When the next one has waited too long.
+    pub(super) fn wait_deadline(&self) -> Option<Instant> {
+        let (since, _) = self.queue.oldest()?;
+        self.policy.wait_timeout.map(|after| since + after)
     }
 
     /// Gives VMs to those who wait: each its own, and then to everybody else in their order. Who has to wait for a certain VM,

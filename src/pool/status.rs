@@ -36,6 +36,9 @@ pub struct PoolStatus {
     pub queued: Vec<QueuedStatus>,
     /// Failed starts since the last good one.
     pub start_failures: u32,
+    /// Whether so many failed in a row that who comes is told so at once, until one works: a start is tried as often as the
+    /// back-off allows while somebody wants a VM.
+    pub degraded: bool,
     /// Why the last start failed, if it did.
     pub start_failure: Option<String>,
     /// How long until another start is tried, if one is being held back, in whole seconds.
@@ -119,6 +122,7 @@ impl Pool {
                 })
                 .collect(),
             start_failures: self.backoff.failures(),
+            degraded: self.is_degraded(),
             start_failure: self.backoff.reason().map(str::to_owned),
             retry_in_s: self.retry_deadline().map(|at| whole_seconds(until(at))),
             shortage: match self.held.map(|held| held.hold) {
@@ -151,6 +155,6 @@ impl Pool {
 }
 
 /// Rounded up, so that a wait that is not over is never shown as none.
-fn whole_seconds(duration: Duration) -> u64 {
+pub(super) fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

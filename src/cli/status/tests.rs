@@ -21,9 +21,11 @@ fn pool() -> SystemStatus {
         vms: Vec::new(),
         sessions: Vec::new(),
         start_failures: 0,
+        degraded: false,
         start_failure: None,
         retry_in_s: None,
         shortage: None,
+        held: None,
     }
 }
 

@@ -33,6 +33,7 @@ fn status_shows_what_the_pool_knows() {
         }
       ],
       "start-failures": 1,
+      "degraded": false,
       "start-failure": "no agent",
       "retry-in-s": 10,
       "shortage": null,
