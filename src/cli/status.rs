@@ -209,4 +209,4 @@ fn inputs(InputsView { asked, shared }: InputsView) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

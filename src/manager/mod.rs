@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use builds::{BuildIds, Builds};
 use events::Events;
 use handle::Command;
-pub use handle::{Downed, ManagerHandle};
+pub use handle::{Downed, ManagerHandle, NoSuchVm};
 use memory::{HostMemory, HostPressure};
 use status::Status;
 use supervisor::VmNews;
@@ -242,6 +242,9 @@ impl<B: VmBackend> Manager<B> {
                 self.with_machine(system, |system| {
                     system.handle(now(), Event::SeatGone(seat));
                 });
+            }
+            Command::Drain { vm, reply } => {
+                let _ = reply.send(self.drain(vm));
             }
             Command::Shell { vm, order } => self.open_shell(&vm, order),
             Command::Status { reply } => {

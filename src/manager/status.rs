@@ -9,6 +9,7 @@ use crate::nix::System;
 use crate::nix::store_path::StorePath;
 use crate::pool::Mode;
 use crate::pool::budget::Shortage;
+use crate::pool::decision::{Decision, Figures};
 use crate::pool::hold::Hold;
 use crate::pool::policy::{Reuse, Share};
 use crate::pool::status::VmStage;
@@ -107,6 +108,12 @@ pub struct SystemStatus {
     pub vms: Vec<VmView>,
     /// Its sessions, in the order of their arrival.
     pub sessions: Vec<SessionView>,
+    /// What its size is decided from.
+    #[serde(default)]
+    pub figures: Figures,
+    /// What was decided last.
+    #[serde(default)]
+    pub decision: Option<Decision>,
     /// Failed starts in a row.
     pub start_failures: u32,
     /// Whether so many failed that builds are refused at once, until one works.
@@ -166,6 +173,9 @@ pub struct SessionView {
     pub client: String,
     /// The VM that serves it; none while it waits.
     pub vm: Option<String>,
+    /// How many are served before it, of those that wait for any VM; `None` for one that has a VM or waits for a certain one.
+    #[serde(default)]
+    pub ahead: Option<usize>,
     /// What it does, or what it waits for.
     pub activity: String,
     /// Which of its inputs are shared; `None` where that was not asked.

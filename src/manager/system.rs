@@ -104,7 +104,9 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     /// Lets the core decide and does what it says.
     pub(super) fn handle(&mut self, now: Instant, event: Event) {
-        for action in self.pool.handle(now, event) {
+        let actions = self.pool.handle(now, event);
+        self.tell_decisions();
+        for action in actions {
             self.perform(now, action);
         }
     }

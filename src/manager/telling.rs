@@ -12,6 +12,7 @@ use super::system::ManagedSystem;
 use super::ticket::SessionUpdate;
 use super::waiting::{self, Ahead};
 use crate::pool::budget::Shortage;
+use crate::pool::decision::Verdict;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, QueuedStatus};
 use crate::pool::{Rejection, SessionId, VmId};
@@ -86,6 +87,30 @@ impl<B: VmBackend> ManagedSystem<B> {
             ),
             None if was_short => info!(system = %self.system, "memory holds no VM back any more"),
             _ => {}
+        }
+    }
+
+    /// Says what the pool has decided, and why.
+    pub(super) fn tell_decisions(&self) {
+        for decision in self.pool.decisions() {
+            let name = |vm: &VmId| self.vm_name(*vm);
+            let names = |vms: &[VmId]| vms.iter().map(name).collect::<Vec<_>>().join(", ");
+            let what = match &decision.verdict {
+                Verdict::Start { vms } => format!("starting {}", names(vms)),
+                Verdict::Wait { held } => format!("starting nothing: {held}"),
+                Verdict::Stop { vms } => format!("stopping {}, which nobody needs", names(vms)),
+                Verdict::MakeRoom { vms } => {
+                    format!("stopping {} for those who wait", names(vms))
+                }
+            };
+            let system = self.system;
+            info!(%system, figures = %decision.figures, "{what}");
+            let decision = decision.clone();
+            self.events.tell(|| Happening::Decided {
+                system,
+                what,
+                decision,
+            });
         }
     }
 

@@ -88,6 +88,7 @@ mod tests {
     use super::*;
     use crate::pool::Mode;
     use crate::pool::budget::Shortage;
+    use crate::pool::decision::Figures;
     use crate::pool::policy::Reuse;
 
     const HOST: Share = Share::Host;
@@ -108,6 +109,8 @@ mod tests {
             demand: 0,
             vms: Vec::new(),
             queued: Vec::new(),
+            figures: Figures::default(),
+            decision: None,
             start_failures: 0,
             degraded: false,
             start_failure: None,

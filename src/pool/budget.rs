@@ -79,9 +79,10 @@ pub(super) struct Census {
 impl Machine {
     /// What another VM lacks; `None` when it may start.
     pub(super) fn lack(&self, census: Census, policy: &Policy) -> Option<Hold> {
-        self.pressure_on(census.all)
-            .or_else(|| self.budget_lack(census.all, policy))
+        // Pressure last: it does not hold for everybody.
+        self.budget_lack(census.all, policy)
             .or_else(|| self.memory_lack(census.growing, policy).map(Hold::Memory))
+            .or_else(|| self.pressure_on(census.all))
     }
 
     /// Whether pressure holds back another VM. Where processors are short, one VM runs all the same: a machine that is busy

@@ -72,6 +72,8 @@ pub enum Event {
     Up(u32),
     /// Somebody wants the pool to end.
     Down(Down),
+    /// Somebody wants this VM to take no further sessions, and to end with those that it has.
+    DrainVm(VmId),
     /// Sessions of another system wait for room on this machine: an idle VM, if there is one, is of less use.
     MakeRoom,
     /// [`Pool::deadline`] has come.

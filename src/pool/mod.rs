@@ -6,6 +6,8 @@
 mod backoff;
 pub mod budget;
 pub mod claim;
+pub mod decision;
+mod drain;
 mod event;
 pub mod hold;
 mod homes;
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use backoff::Backoff;
 use budget::Machine;
+use decision::Decision;
 pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
 use hold::{Held, Hold};
 use line::Queue;
@@ -69,6 +72,9 @@ pub struct Pool {
     held: Option<Held>,
     starts: Starts,
     wanted: Wanted,
+    /// What the last event has led to.
+    decisions: Vec<Decision>,
+    last_decision: Option<Decision>,
     last_vm: u32,
 }
 
@@ -86,6 +92,8 @@ impl Pool {
             held: None,
             starts: Starts::default(),
             wanted: Wanted::default(),
+            decisions: Vec::new(),
+            last_decision: None,
             last_vm: 0,
         }
     }
@@ -166,6 +174,7 @@ impl Pool {
                 Vec::new()
             }
             Event::Down(how) => self.down(how),
+            Event::DrainVm(vm) => self.drain(vm),
             Event::MakeRoom => self.make_room_for_others(),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
@@ -177,6 +186,7 @@ impl Pool {
         actions.extend(self.reject_bereft());
         actions.extend(self.assign_waiting(now));
         actions.extend(self.kill_spent());
+        actions.extend(self.stop_drained());
         actions.extend(self.scale(now));
         actions
     }
@@ -239,8 +249,8 @@ impl Pool {
 
     /// VMs that serve, or will.
     fn live_vms(&self) -> usize {
-        let is_live = |vm: &&VmState| !matches!(vm, VmState::Stopping);
-        self.vms.values().filter(is_live).count()
+        let live = self.vms.values().filter(|vm| decision::is_live(vm));
+        live.count()
     }
 
     fn up(&mut self, count: u32) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::budget::Census;
+use super::decision::Scaled;
 use super::hold::{Held, Hold, Pressure};
 use super::policy::{Policy, Share};
 use super::vm::{ReadyVm, VmId, VmState};
@@ -37,14 +38,22 @@ impl Pool {
     /// or of the other kind, is no help.
     pub(super) fn scale(&mut self, now: Instant) -> Vec<Action> {
         self.note_wanted(now);
-        let mut actions = self.boot_missing(now);
-        let mut stops = self.stop_idle(now);
-        stops.extend(self.make_room(now));
-        if !stops.is_empty() {
-            actions.extend(stops);
+        let (figures, before) = (self.figures(), self.held.map(|held| held.hold));
+        let mut scaled = Scaled {
+            boots: self.boot_missing(now),
+            ..Scaled::default()
+        };
+        scaled.idle = self.stop_idle(now);
+        scaled.room = self.make_room(now);
+        let mut actions = scaled.boots.clone();
+        if !scaled.idle.is_empty() || !scaled.room.is_empty() {
             // What goes takes no more memory, which may be what a start lacked.
-            actions.extend(self.boot_missing(now));
+            let more = self.boot_missing(now);
+            actions.extend(scaled.idle.iter().chain(&scaled.room).cloned());
+            actions.extend(more.iter().cloned());
+            scaled.boots.extend(more);
         }
+        self.note_decisions(figures, before, &scaled);
         actions
     }
 
@@ -155,6 +164,11 @@ impl Pool {
         let warm = std::iter::repeat_n((own, Wish::Warm), cold.saturating_sub(short));
         let waited = unserved.into_iter().map(|share| (share, Wish::Waited));
         waited.chain(kept).chain(warm).collect()
+    }
+
+    /// How many VMs are missing.
+    pub(super) fn missing_count(&self) -> usize {
+        self.missing().len()
     }
 
     /// How many VMs are wanted, those apart that are kept or warm.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Shortage;
+use super::decision::{Decision, Figures};
 use super::hold::Hold;
 use super::policy::{Reuse, Share};
 use super::vm::VmState;
@@ -34,6 +35,10 @@ pub struct PoolStatus {
     pub vms: Vec<VmStatus>,
     /// Sessions that wait: those for one certain VM, and then the others in the order in which they are served.
     pub queued: Vec<QueuedStatus>,
+    /// What it goes by.
+    pub figures: Figures,
+    /// What it has decided last.
+    pub decision: Option<Decision>,
     /// Failed starts since the last good one.
     pub start_failures: u32,
     /// Whether so many failed in a row that who comes is told so at once, until one works: a start is tried as often as the
@@ -121,6 +126,8 @@ impl Pool {
                     home: waiting.home,
                 })
                 .collect(),
+            figures: self.figures(),
+            decision: self.last_decision.clone(),
             start_failures: self.backoff.failures(),
             degraded: self.is_degraded(),
             start_failure: self.backoff.reason().map(str::to_owned),
@@ -136,6 +143,7 @@ impl Pool {
     fn vm_status(&self, id: VmId, vm: &VmState, now: Instant) -> VmStatus {
         let state = match (vm, self.mode) {
             (VmState::Booting { .. }, _) => VmStage::Booting,
+            (VmState::Ready(vm), _) if vm.is_draining => VmStage::Draining,
             (VmState::Ready(vm), _) if vm.is_leased() => VmStage::Leased,
             (VmState::Ready(vm), Mode::Open) if vm.is_pinned => VmStage::Pinned,
             (VmState::Ready(_), Mode::Open) => VmStage::Ready,

@@ -1,5 +1,7 @@
 //! One test per rule of the pool.
 
+mod decisions;
+mod drain;
 mod failure;
 mod fairness;
 mod leases;

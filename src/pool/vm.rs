@@ -52,6 +52,8 @@ pub(super) struct ReadyVm {
     pub(super) leases: BTreeMap<Seat, Lease>,
     /// Whether it was of use to anybody.
     pub(super) has_worked: bool,
+    /// Whether it takes no further sessions.
+    pub(super) is_draining: bool,
 }
 
 /// A session on a VM.
@@ -100,6 +102,7 @@ impl VmState {
             clients: pinned_by.into_iter().collect(),
             leases: BTreeMap::new(),
             has_worked: false,
+            is_draining: false,
         })
     }
 
@@ -108,6 +111,7 @@ impl VmState {
         let client = &claim.seat.client;
         let (share, is_others) = match self {
             Self::Stopping => return Err(Unreachable::Gone),
+            Self::Ready(vm) if vm.is_draining => return Err(Unreachable::Gone),
             Self::Booting {
                 share, pinned_by, ..
             } => (*share, pinned_by.as_ref().is_some_and(|by| by != client)),
@@ -193,7 +197,7 @@ impl ReadyVm {
     /// Whether it could serve any newcomer.
     pub(super) fn is_spare(&self, policy: &Policy) -> bool {
         let is_clean = self.clients.is_empty() || policy.reuse == Reuse::Always;
-        self.is_idle() && is_clean && !self.is_pinned
+        self.is_idle() && is_clean && !self.is_pinned && !self.is_draining
     }
 
     /// Whether it has done all that it may do.

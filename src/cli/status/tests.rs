@@ -7,7 +7,7 @@ use crate::nix::System;
 use crate::pool::budget::Shortage;
 use crate::pool::policy::Reuse;
 
-fn pool() -> SystemStatus {
+pub(in super::super) fn pool() -> SystemStatus {
     SystemStatus {
         system: System::Riscv64Linux,
         mode: Mode::Open,
@@ -20,6 +20,8 @@ fn pool() -> SystemStatus {
         inputs: InputsWay::Shared,
         vms: Vec::new(),
         sessions: Vec::new(),
+        figures: crate::pool::decision::Figures::default(),
+        decision: None,
         start_failures: 0,
         degraded: false,
         start_failure: None,
@@ -103,12 +105,13 @@ fn vms() -> Vec<VmView> {
     vec![vm, idle, leased]
 }
 
-fn session(id: u64, vm: Option<&str>, activity: &str) -> SessionView {
+pub(in super::super) fn session(id: u64, vm: Option<&str>, activity: &str) -> SessionView {
     SessionView {
         id,
         slot: format!("riscv64-0{id}"),
         client: "127.0.0.1:5".to_owned(),
         vm: vm.map(str::to_owned),
+        ahead: None,
         activity: activity.to_owned(),
         inputs: vm.map(|_| InputsView {
             asked: 3,

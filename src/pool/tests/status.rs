@@ -32,6 +32,28 @@ fn status_shows_what_the_pool_knows() {
           "home": null
         }
       ],
+      "figures": {
+        "demand": 2,
+        "waiting": 2,
+        "want": 1,
+        "have": 0,
+        "starting": 0,
+        "limit": 1
+      },
+      "decision": {
+        "decided": "wait",
+        "held": {
+          "by": "back-off"
+        },
+        "figures": {
+          "demand": 1,
+          "waiting": 1,
+          "want": 1,
+          "have": 0,
+          "starting": 0,
+          "limit": 1
+        }
+      },
       "start-failures": 1,
       "degraded": false,
       "start-failure": "no agent",
