@@ -8,6 +8,7 @@ use crate::control::Info;
 use crate::manager::status::{InputsView, InputsWay, SessionView, Status, SystemStatus, VmView};
 use crate::output::table::{age, render, tenths};
 use crate::pool::Mode;
+use crate::pool::hold::Hold;
 use crate::pool::policy::Share;
 use crate::pool::status::VmStage;
 
@@ -74,7 +75,7 @@ pub(super) fn text(info: &Info, status: &Status, now: u64) -> String {
         ),
     ];
     parts.extend(status.systems.iter().filter_map(failure));
-    parts.extend(status.systems.iter().filter_map(shortage));
+    parts.extend(status.systems.iter().filter_map(held));
     parts.extend(status.systems.iter().filter_map(copying));
     if !vms.is_empty() {
         parts.push(render(
@@ -107,10 +108,12 @@ fn failure(system: &SystemStatus) -> Option<String> {
     Some(format!("{} failed {times}: {reason}{next}", system.system))
 }
 
-/// Why there is no further VM, where the host's memory holds it back.
-fn shortage(system: &SystemStatus) -> Option<String> {
-    let shortage = system.shortage.as_ref()?;
-    Some(format!("{}: {shortage}", system.system))
+/// Why there is no further VM, where something of the machine holds it back.
+fn held(system: &SystemStatus) -> Option<String> {
+    // The table and the failure say these two.
+    let is_told = |held: &Hold| !matches!(held, Hold::MaxVms { .. } | Hold::BackOff);
+    let held = system.held.filter(is_told)?;
+    Some(format!("{}: {held}", system.system))
 }
 
 /// Why inputs are copied, where they should not be.

@@ -122,14 +122,14 @@ impl Machine {
 }
 
 /// What is told of a start that is held back: the same figures as before, while they are about right.
-pub(super) fn told(before: Option<Held>, held: Held) -> Held {
-    let hold = match (before.map(|before| before.hold), held.hold) {
+pub(super) fn told(before: Option<Held>, start: Held) -> Held {
+    let hold = match (before.map(|before| before.hold), start.hold) {
         (Some(Hold::Memory(told)), Hold::Memory(lack)) if is_about(told, lack) => {
             Hold::Memory(told)
         }
-        (_, hold) => hold,
+        (_, other) => other,
     };
-    Held { hold, ..held }
+    Held { hold, ..start }
 }
 
 /// How many VMs have not taken the memory yet that they will take: those that boot, those that nobody uses (a copy that is

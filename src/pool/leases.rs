@@ -28,7 +28,9 @@ impl Pool {
         if is_used_again {
             let vm = self.vms.get_mut(&id).and_then(VmState::as_ready_mut);
             let visit = vm.and_then(|vm| vm.sessions.get_mut(&session));
-            visit.into_iter().for_each(|visit| visit.is_closing = true);
+            if let Some(visit) = visit {
+                visit.is_closing = true;
+            }
         } else {
             self.session_closed(now, session, outputs);
         }

@@ -1,5 +1,6 @@
 //! What always holds, whatever happens in whatever order: random events in virtual time against a small model.
 
+mod growth;
 mod world;
 
 use std::collections::BTreeSet;

@@ -133,7 +133,9 @@ impl Pool {
         let lack = self.machine.lack(census, &self.policy);
         // Who has asked for VMs by number has them start on a busy machine, too.
         let is_asked = wish == Wish::Kept && lack == Some(Hold::Pressure(Pressure::Cpu));
-        let hold = is_for_others.then_some(Hold::Others);
+        let no_warm = self.machine.pressure.filter(|_| wish == Wish::Warm);
+        let hold = no_warm.map(Hold::Pressure);
+        let hold = hold.or(is_for_others.then_some(Hold::Others));
         if let Some(hold) = hold.or(lack.filter(|_| !is_asked)) {
             return until(hold, Some(now + budget::RECHECK));
         }
@@ -156,7 +158,8 @@ impl Pool {
         let needed = count(&needs);
         let unserved = self.unserved(needs);
         let supply = planner::supply(&self.vms, own, &self.policy) + count(&unserved);
-        let cold = (needed + self.warm()).saturating_sub(supply);
+        // While the machine is short of something these are missing, too: they come back when it no longer is.
+        let cold = (needed + self.policy.warm as usize).saturating_sub(supply);
         // What boots for a session is about to be at work.
         let serving = planner::serving(&self.vms, own) + planner::coming(&self.vms);
         let short = (self.kept() as usize).saturating_sub(serving + unserved.len());

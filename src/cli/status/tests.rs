@@ -63,6 +63,11 @@ fn status_says_why_starts_fail() {
     let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
     assert_eq!(failure(&system).unwrap(), expected);
     assert_eq!(pool_row(&system)[1], "failing");
+    let degraded = SystemStatus {
+        degraded: true,
+        ..system
+    };
+    assert_eq!(pool_row(&degraded)[1], "degraded");
 }
 
 fn info() -> Info {
@@ -133,10 +138,10 @@ fn status_shows_pools_vms_sessions_and_builds() {
             session(1, Some("riscv64-1"), "building hello.drv"),
             session(2, None, for_home),
         ],
-        shortage: Some(Shortage {
+        held: Some(Hold::Memory(Shortage {
             available_mib: 812,
             needed_mib: 1536,
-        }),
+        })),
         ..pool()
     };
     let because = "riscv64-1 ended: QEMU was killed by signal 9".to_owned();

@@ -126,8 +126,8 @@ impl World {
                 let available_mib = self.machine.available_mib;
                 self.machine = Machine {
                     available_mib,
-                    pressure,
                     vcpus,
+                    pressure,
                     others_wait,
                     ..Machine::default()
                 };

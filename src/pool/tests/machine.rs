@@ -95,7 +95,9 @@ fn warm_vms_go_while_the_machine_is_short_of_something_and_come_back_after() {
     );
     assert_eq!(pool.handle(later, gone(1)), []);
     pool.set_machine(Machine::default());
-    assert_eq!(pool.handle(later, Event::DeadlineReached), [boot(2)]);
+    assert_eq!(pool.deadline(), Some(later + SECOND));
+    let again = pool.handle(later + SECOND, Event::DeadlineReached);
+    assert_eq!(again, [boot(2)]);
 }
 
 #[test]

@@ -108,9 +108,9 @@ fn a_pool_whose_work_comes_in_waves_does_not_go_up_and_down_with_it() {
             pool.handle(now, ready(n));
         }
         now += SECOND * 30;
-        opened
-            .iter()
-            .for_each(|id| drop(pool.handle(now, close(*id))));
+        for id in opened {
+            pool.handle(now, close(id));
+        }
         let next = now + DELAY.saturating_sub(SECOND);
         while let Some(at) = pool.deadline().filter(|at| *at < next) {
             assert_eq!(pool.handle(at, Event::DeadlineReached), []);

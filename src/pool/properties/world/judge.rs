@@ -193,7 +193,7 @@ impl World {
         self.used_since.insert(vm, self.now);
     }
 
-    /// 24. Who could have had what another client gets is next, or after one more turn, or after the one that the other
+    /// Property 24. Who could have had what another client gets is next, or after one more turn, or after the one that the other
     /// client had back: nobody is passed over for ever.
     fn check_turn(&mut self, session: SessionId, vm: VmId) {
         let winner = self.claims[&session].seat.client.clone();
