@@ -181,7 +181,10 @@ impl World {
         }
         let is_taken = self.waiting.len() < self.pool.policy.max_queued && !self.shutting_down;
         let named = match claim.purpose {
-            Purpose::Pinned(vm) => Some((vm, is_taken && self.may_be_named(vm, &claim))),
+            Purpose::Pinned(vm) => {
+                let is_served = is_taken && !self.drained.contains(&vm);
+                Some((vm, is_served && self.may_be_named(vm, &claim)))
+            }
             _ => None,
         };
         if let Some((vm, true)) = named {
@@ -203,7 +206,6 @@ impl World {
         let users = self.users.get(&vm).into_iter().flatten();
         let mut clients = users.map(|seat| &seat.client).chain(self.pinned.get(&vm));
         is_there
-            && !self.drained.contains(&vm)
             && self.shares[&vm] == claim.share
             && clients.all(|client| *client == claim.seat.client)
     }
