@@ -11,7 +11,8 @@ use super::vm::{Lease, ReadyVm, Visit, VmState};
 use super::{Pool, SessionId, VmId, planner};
 use crate::nix::store_path::StorePath;
 
-/// How long a session has its VM at the least that is taken for work, where no build was seen.
+/// How long a session is there at the least, waiting included, that has use of its VM, where no build was seen. Who stays for
+/// that cannot have VMs started faster than they start.
 const WORK: Duration = Duration::from_millis(500);
 
 impl Pool {

@@ -27,7 +27,7 @@ pub(super) struct Waiting {
     /// The VM that it waits for, where it would go to no other.
     pub(super) home: Option<VmId>,
     /// Since when it waits.
-    since: Instant,
+    pub(super) since: Instant,
     line: LineId,
 }
 

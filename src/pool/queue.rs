@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::claim::{Claim, Purpose, Seat};
+use super::line::Waiting;
 use super::offers::Offers;
 use super::status::whole_seconds;
 use super::vm::{ReadyVm, VmState};
@@ -141,10 +142,10 @@ impl Pool {
 
     fn assign(&mut self, now: Instant, session: SessionId, id: VmId) -> Option<Action> {
         let vm = self.vms.get_mut(&id)?.as_ready_mut()?;
-        let claim = self.queue.serve(session)?.claim;
+        let Waiting { claim, since, .. } = self.queue.serve(session)?;
         let is_pinned = matches!(claim.purpose, Purpose::Pinned(_));
         let fetch_only = vm.has_had_its_build(&self.policy) && !is_pinned;
-        vm.admit(now, session, claim);
+        vm.admit(now, session, claim, since);
         Some(Action::Assign {
             session,
             vm: id,

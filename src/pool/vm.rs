@@ -64,7 +64,7 @@ pub(super) struct Visit {
     pub(super) unfetched: Unfetched,
     /// Whether nothing is kept for its seat when it ends.
     pub(super) leaves_nothing: bool,
-    /// Since when it is there.
+    /// Since when it is there, its waiting included.
     pub(super) since: Instant,
     /// Whether it has built something.
     pub(super) has_built: bool,
@@ -227,15 +227,15 @@ impl ReadyVm {
         self.clients.iter().all(|other| other == client)
     }
 
-    /// Gives it to a session, with what its seat has left here.
-    pub(super) fn admit(&mut self, now: Instant, session: SessionId, claim: Claim) {
+    /// Gives it to a session that is there since then, with what its seat has left here.
+    pub(super) fn admit(&mut self, now: Instant, session: SessionId, claim: Claim, since: Instant) {
         let lease = self.leases.remove(&claim.seat);
         self.clients.insert(claim.seat.client.clone());
         self.used_since = now;
         let visit = Visit {
             unfetched: lease.map(|lease| lease.unfetched).unwrap_or_default(),
             leaves_nothing: matches!(claim.purpose, Purpose::Pinned(_)),
-            since: now,
+            since,
             has_built: false,
             is_closing: false,
             claim,

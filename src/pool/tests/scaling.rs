@@ -65,6 +65,21 @@ fn vms_that_were_used_for_a_while_are_replaced_however_fast() {
 }
 
 #[test]
+fn vms_that_somebody_waited_for_are_replaced_however_short_their_use_is() {
+    let (mut pool, now) = pool_with(policy(Reuse::Never, 1));
+    for session in 1..=100 {
+        pool.handle(now, open(session));
+    }
+    let later = now + SECOND;
+    for n in 1..=100_u32 {
+        assert_eq!(pool.handle(later, ready(n)), [assign(n.into(), n)]);
+        pool.handle(later, close(n.into()));
+        let next = pool.handle(later, gone(n));
+        assert_eq!(boots(&next), usize::from(n < 100), "{n}");
+    }
+}
+
+#[test]
 fn as_many_as_there_may_be_start_at_once() {
     let (mut pool, now) = pool_with(policy(Reuse::Never, 40));
     let started: usize = (1..=60).map(|n| boots(&pool.handle(now, open(n)))).sum();
