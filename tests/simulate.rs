@@ -101,12 +101,12 @@ fn a_nightly_mass_build_is_simulated() {
 
     SYSTEM         POLICY      WAIT P50  P95       MAX       VM-SECONDS  STARTS  PEAK  BUILDS WITHOUT VM
     riscv64-linux  configured  346.6s    1217.3s   1544.3s   94154       2012    6     -
-    riscv64-linux  always max  311.8s    1106.4s   1419.0s   125524      6       6     -
-    riscv64-linux  always one  37763.4s  67487.1s  71905.3s  92344       1       1     -
+    riscv64-linux  always max  312.0s    1104.3s   1419.5s   125524      6       6     -
+    riscv64-linux  always one  37860.2s  67434.3s  71831.4s  92344       1       1     -
     ");
 }
 
-/// Both of all builds of both systems: the 95th percentile of the wait as it is configured is at most 1.2 times that of
+/// Of each system and of both together: the 95th percentile of the wait as it is configured is at most 1.2 times that of
 /// "always max" (which is more than 0 here, so that no start time is added to it), and the VM-seconds at most half.
 #[test]
 fn a_bursty_ci_waits_little_longer_than_with_all_vms_there_and_takes_half_of_their_time() {
@@ -125,7 +125,7 @@ fn a_bursty_ci_waits_little_longer_than_with_all_vms_there_and_takes_half_of_the
         );
         let times = ["configured", "always-max"].map(|policy| figure(policy, "vm-seconds"));
         assert!(times[0] <= 0.5 * times[1], "VM-seconds {times:?}");
-        assert_eq!(figure("configured", "rejected"), 0.0);
+        assert_eq!(of["configured"]["rejected"], 0);
     }
 }
 

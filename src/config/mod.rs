@@ -156,12 +156,10 @@ impl Config {
         }
         let text = text.as_deref().unwrap_or("");
         let config = Self::parse(file, text, profiles.clone(), host)?;
-        let Some(first) = overrides.pool()? else {
-            return Ok(config);
-        };
         // What is wrong in the file is known by now: whatever is, is so by what overrides it.
+        let overridden = overrides.systems(&raw(file, text)?, profiles, host)?;
         Ok(Self {
-            systems: overrides.check(&raw(file, text)?, &first, profiles, host)?,
+            systems: overridden.unwrap_or(config.systems),
             ..config
         })
     }

@@ -50,33 +50,28 @@ impl Overrides {
         self
     }
 
-    /// What is said of every pool; `None` if nothing is.
-    pub(super) fn pool(&self) -> Result<Option<RawPool>, ConfigError> {
+    /// Every system's values, checked, with these in front; `None` if there are none of these.
+    pub(super) fn systems(
+        &self,
+        raw: &RawConfig,
+        profiles: BTreeMap<System, VmProfile>,
+        host: &Host,
+    ) -> Result<Option<BTreeMap<System, SystemConfig>>, ConfigError> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let text: String = self.0.values().map(String::as_str).collect();
-        let parsed = toml::from_str(&text);
-        let wrong = |error| ConfigError::toml(Path::new(PLACE), &text, &error).without_line();
-        parsed.map(Some).map_err(wrong)
-    }
-
-    /// Checks every system's values with those in front that win.
-    pub(super) fn check(
-        &self,
-        raw: &RawConfig,
-        first: &RawPool,
-        profiles: BTreeMap<System, VmProfile>,
-        host: &Host,
-    ) -> Result<BTreeMap<System, SystemConfig>, ConfigError> {
+        let place = Path::new(PLACE);
+        let first: RawPool = toml::from_str(&text)
+            .map_err(|error| ConfigError::toml(place, &text, &error).without_line())?;
         let wrong = |_: &toml::Spanned<u32>, message| {
-            ConfigError::value(Path::new(PLACE), "", 0..0, message).without_line()
+            ConfigError::value(place, "", 0..0, message).without_line()
         };
         let systems = profiles.into_iter().map(|(system, profile)| {
             let merged = first.clone().or(&raw.pool_of(system));
             Ok((system, check::pool(&merged, profile, host, wrong)?))
         });
-        systems.collect()
+        systems.collect::<Result<_, _>>().map(Some)
     }
 }
 

@@ -1,6 +1,8 @@
-//! What a policy would make of a trace: the manager's own planner in simulated time, beside two that never start or stop
-//! anything. Pure: no IO, no clock; the machine's memory is not simulated either.
+//! What a policy would make of a trace: the manager's own planner in simulated time, beside machines that are always
+//! there. Pure: no IO, no clock; the machine's memory is not simulated either.
 
+mod always;
+mod course;
 pub mod report;
 pub mod trace;
 mod world;
@@ -12,14 +14,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use course::Course;
 use report::{Comparison, Figures, Report};
 use trace::Trace;
 pub use world::Stuck;
 use world::World;
-use world::tally::Course;
 
 use crate::nix::System;
-use crate::pool::policy::{Policy, Reuse};
+use crate::pool::policy::Policy;
 
 /// How a system is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,53 +59,24 @@ impl Times {
             kill: Duration::from_millis(100),
         }
     }
-
-    /// Of VMs that are always there.
-    const NONE: Self = Self {
-        start: Duration::ZERO,
-        power_down: Duration::ZERO,
-        kill: Duration::ZERO,
-    };
 }
 
-impl Plan {
-    /// The same clients with so many VMs that never start or stop and that everybody uses again.
-    fn always(&self, vms: NonZeroU32) -> Self {
-        let policy = Policy {
-            min_vms: vms.get(),
-            max_vms: vms,
-            up_limit: vms,
-            slots_per_vm: self.policy.slots_per_vm,
-            reuse: Reuse::Always,
-            share: self.policy.share,
-            max_queued: self.policy.max_queued,
-            ..Policy::default()
-        };
-        Self {
-            policy,
-            slots: self.slots,
-            times: Times::NONE,
-        }
-    }
-}
-
-/// Runs a trace under these plans, one for each system that it names, and under "always max" and "always one"; `origin` is any
+/// Runs a trace under these plans, one for each system that it names, and with machines that are always there; `origin` is any
 /// moment to count from.
 pub fn simulate(
     trace: &Trace,
     plans: &BTreeMap<System, Plan>,
     origin: Instant,
 ) -> Result<Report, Stuck> {
-    let run = |plan_of: &dyn Fn(&Plan) -> Plan| {
-        let plans = plans
+    let configured = World::new(trace, plans.clone(), origin).run()?;
+    let always = |count: &dyn Fn(&Policy) -> NonZeroU32| {
+        let machines = plans
             .iter()
-            .map(|(system, plan)| (*system, plan_of(plan)))
-            .collect();
-        World::new(trace, plans, origin).run()
+            .map(|(system, Plan { policy, .. })| (*system, (count(policy), policy.slots_per_vm)));
+        always::course(trace, &machines.collect())
     };
-    let configured = run(&Plan::clone)?;
-    let always_max = run(&|plan| plan.always(plan.policy.max_vms))?;
-    let always_one = run(&|plan| plan.always(NonZeroU32::MIN))?;
+    let always_max = always(&|policy| policy.max_vms);
+    let always_one = always(&|_| NonZeroU32::MIN);
     let compare = |figures: &dyn Fn(&Course) -> Figures| Comparison {
         configured: figures(&configured),
         always_max: figures(&always_max),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::world::tally::Tally;
+use super::course::Tally;
 use crate::nix::System;
 
 /// How much a trace is.

@@ -2,16 +2,15 @@
 //! event to the next.
 
 mod side;
-pub(super) mod tally;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use side::{Session, Side, Vm};
-use tally::Course;
 
 use super::Plan;
+use super::course::Course;
 use super::trace::{Build, ClientId, Trace};
 use crate::nix::System;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
@@ -251,16 +250,16 @@ impl<'a> World<'a> {
             return;
         };
         for action in side.pool.handle(self.now, event) {
-            self.perform(system, action);
+            self.perform(system, &action);
         }
     }
 
-    fn perform(&mut self, system: System, action: Action) {
+    fn perform(&mut self, system: System, action: &Action) {
         let Some(side) = self.sides.get_mut(&system) else {
             return;
         };
         let times = side.plan.times;
-        match action {
+        match *action {
             Action::Boot(vm, _) => {
                 let (started, is_booting) = (self.now, true);
                 side.vms.insert(

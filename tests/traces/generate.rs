@@ -9,7 +9,7 @@ const RISCV64: &str = "riscv64-linux";
 const AARCH64: &str = "aarch64-linux";
 const HOUR: u64 = 3600;
 
-/// Numbers that look random and are the same everywhere: SplitMix64, as its author has published it.
+/// Numbers that look random and are the same everywhere: `SplitMix64`, as its author has published it.
 struct Dice(u64);
 
 impl Dice {

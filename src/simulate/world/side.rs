@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::tally::Tally;
 use crate::pool::{Pool, SessionId, VmId};
 use crate::simulate::Plan;
+use crate::simulate::course::Tally;
 use crate::simulate::trace::{Build, ClientId};
 
 /// The shortest time between two looks at the same deadline, so that time goes on whatever a pool says.
