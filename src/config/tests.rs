@@ -280,3 +280,18 @@ fn unknown_values_are_named_with_the_nearest_known_one() {
         "xpool.toml:3: `warm` is 3 but must be from 0 to 2"
     );
 }
+
+#[test]
+fn a_trace_has_an_absolute_path() {
+    let trace = |text: &str| parse(text).map(|config| config.trace);
+    assert_eq!(trace("").unwrap(), None);
+    let file = trace("[trace]\nfile = \"/var/lib/xpool/trace.csv\"").unwrap();
+    assert_eq!(file, Some("/var/lib/xpool/trace.csv".into()));
+    let error = trace("\n[trace]\nfile = \"trace.csv\"")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with(":3: `file` is `trace.csv` but must be an absolute path"),
+        "{error}"
+    );
+}
