@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use russh::keys::HashAlg;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::client_files::ClientFiles;
-use crate::config::Config;
-use crate::config::keys::LOCAL;
+use crate::config::keys::{ClientKey, LOCAL};
+use crate::config::{Config, SystemConfig};
 use crate::connect::place::LocalTransport;
 use crate::control::{self, Info};
 use crate::gateway::keys::GatewayKeys;
@@ -27,7 +28,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
-use crate::pool::policy::Share;
+use crate::pool::policy::{Policy, Share};
 use crate::record;
 use crate::shell;
 use crate::shutdown::Shutdown;
@@ -95,12 +96,9 @@ pub async fn run(
     let connections = gateway_config.limits.max_connections;
     info!(state = %paths.state().display(), gateway = %listen, open_files, connections, "serving");
     let factory = factory(&config, paths);
-    let policies = config
-        .systems
-        .iter()
-        .map(|(system, config)| (*system, config.policy.clone()))
-        .collect();
-    let (mut manager, handle) = Manager::new(policies, &factory);
+    let policies = policies(&config);
+    let (manager, handle) = Manager::new(policies, &factory);
+    let mut manager = manager.with_budget(config.budget);
     if let Some((desk, _)) = &recording {
         manager = manager.with_record(desk);
     }
@@ -157,6 +155,21 @@ async fn clean_up(paths: &Paths) -> Result<Vec<HeldVm>> {
         );
     }
     Ok(left.held)
+}
+
+/// Each system's policy, which knows clients as their sessions name them.
+fn policies(config: &Config) -> BTreeMap<System, Policy> {
+    let client = |key: &ClientKey| key.public_key.fingerprint(HashAlg::Sha256).to_string();
+    let keys = config.keys.iter();
+    let priorities: BTreeMap<String, i32> = keys.map(|key| (client(key), key.priority)).collect();
+    let policy = |config: &SystemConfig| Policy {
+        priorities: priorities.clone(),
+        ..config.policy.clone()
+    };
+    let systems = config.systems.iter();
+    systems
+        .map(|(system, config)| (*system, policy(config)))
+        .collect()
 }
 
 fn systems_by_slot(config: &GatewayConfig) -> BTreeMap<String, System> {

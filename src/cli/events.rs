@@ -78,6 +78,15 @@ fn text(event: &PoolEvent) -> String {
             format!("{vm} is ready (started in {})", tenths(*boot_ms))
         }
         Happening::VmEnded { vm, because } => format!("{vm} ended: {}", head(because, WIDEST)),
+        Happening::Decided {
+            system,
+            what,
+            decision,
+        } => format!("{system}: {what} ({})", decision.figures),
+        Happening::PoolDegraded { system, because } => {
+            format!("{system}: no VM can be started: {}", head(because, WIDEST))
+        }
+        Happening::PoolHealed { system } => format!("{system}: VMs can be started again"),
         Happening::Missed { events } => {
             format!("{events} events were missed: they came faster than they were read")
         }

@@ -3,6 +3,7 @@
 mod builds;
 mod connect;
 mod down;
+mod drain;
 mod events;
 mod image;
 mod install;
@@ -17,6 +18,7 @@ mod start;
 mod status;
 mod up;
 mod watch;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -111,6 +113,10 @@ enum Command {
     Down(down::DownArgs),
     /// Show pools, VMs, sessions and builds
     Status(status::StatusArgs),
+    /// Say what a session waits for, and why
+    Why(why::WhyArgs),
+    /// Take a VM out of service: it ends with the sessions that it has
+    Drain(drain::DrainArgs),
     /// Print what Nix and ssh have to know of the build machines, or put it into their configuration
     Machines(machines::MachinesArgs),
     /// Show what happens as it happens: sessions, builds, VMs
@@ -223,7 +229,9 @@ impl Cli {
         match self.command {
             Command::Up(args) => up::run(&context, &args).await,
             Command::Down(args) => down::run(&context, &args).await,
-            Command::Status(args) => status::run(&context, &args).await,
+            Command::Status(args) => return status::run(&context, &args).await,
+            Command::Why(args) => why::run(&context, &args).await,
+            Command::Drain(args) => drain::run(&context, &args).await,
             Command::Events(args) => events::run(&context, &args).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,

@@ -8,6 +8,7 @@ use crate::control::Info;
 use crate::manager::status::{InputsView, InputsWay, SessionView, Status, SystemStatus, VmView};
 use crate::output::table::{age, render, tenths};
 use crate::pool::Mode;
+use crate::pool::hold::Hold;
 use crate::pool::policy::Share;
 use crate::pool::status::VmStage;
 
@@ -21,20 +22,21 @@ pub(super) struct StatusArgs {
     watch: bool,
 }
 
-pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<()> {
+pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<u8> {
     let (client, info) = context.connect().await?;
     if args.watch {
-        return watch::run(context, &client, &info).await;
+        return watch::run(context, &client, &info).await.map(|()| 0);
     }
     let status = client.status().await?;
+    let is_degraded = status.systems.iter().any(|system| system.degraded);
     if args.json {
         let Status { systems, builds } = status;
         let all = serde_json::json!({ "manager": info, "systems": systems, "builds": builds });
-        context.printer.json(&all)
+        context.printer.json(&all)?;
     } else {
         context.printer.data(&text(&info, &status, now()));
-        Ok(())
     }
+    Ok(u8::from(is_degraded))
 }
 
 /// Seconds since the epoch.
@@ -73,7 +75,7 @@ pub(super) fn text(info: &Info, status: &Status, now: u64) -> String {
         ),
     ];
     parts.extend(status.systems.iter().filter_map(failure));
-    parts.extend(status.systems.iter().filter_map(shortage));
+    parts.extend(status.systems.iter().filter_map(held));
     parts.extend(status.systems.iter().filter_map(copying));
     if !vms.is_empty() {
         parts.push(render(
@@ -106,10 +108,12 @@ fn failure(system: &SystemStatus) -> Option<String> {
     Some(format!("{} failed {times}: {reason}{next}", system.system))
 }
 
-/// Why there is no further VM, where the host's memory holds it back.
-fn shortage(system: &SystemStatus) -> Option<String> {
-    let shortage = system.shortage.as_ref()?;
-    Some(format!("{}: {shortage}", system.system))
+/// Why there is no further VM, where something of the machine holds it back.
+fn held(system: &SystemStatus) -> Option<String> {
+    // The table and the failure say these two.
+    let is_told = |held: &Hold| !matches!(held, Hold::MaxVms { .. } | Hold::BackOff);
+    let held = system.held.filter(is_told)?;
+    Some(format!("{}: {held}", system.system))
 }
 
 /// Why inputs are copied, where they should not be.
@@ -133,6 +137,7 @@ fn pool_row(system: &SystemStatus) -> [String; 8] {
     let state = match (system.mode, system.vms.is_empty(), &system.start_failure) {
         (Mode::Draining, true, _) => "down".to_owned(),
         (Mode::Draining, false, _) => "draining".to_owned(),
+        (Mode::Open, ..) if system.degraded => "degraded".to_owned(),
         (Mode::Open, _, Some(_)) => "failing".to_owned(),
         (Mode::Open, _, None) => "open".to_owned(),
     };
@@ -207,4 +212,4 @@ fn inputs(InputsView { asked, shared }: InputsView) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -42,10 +42,14 @@ fn pool(system: System, mode: Mode, max_vms: u32) -> SystemStatus {
         inputs: InputsWay::Shared,
         vms: Vec::new(),
         sessions: Vec::new(),
+        figures: crate::pool::decision::Figures::default(),
+        decision: None,
         start_failures: 0,
+        degraded: false,
         start_failure: None,
         retry_in_s: None,
         shortage: None,
+        held: None,
     }
 }
 

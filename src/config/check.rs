@@ -4,9 +4,10 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::raw::{HumanDuration, RawPool};
+use super::raw::{HumanDuration, RawBudget, RawPool};
 use super::vm::VmProfile;
 use super::{ConfigError, Host, MOST_BUILD_MACHINES, SystemConfig};
+use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT};
 
 type Number = toml::Spanned<u32>;
@@ -94,6 +95,8 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             share: raw.store.share.unwrap_or(defaults.share),
             warm: warm.unwrap_or(defaults.warm),
             lease: or(raw.lease, defaults.lease),
+            vcpus: profile.vcpus,
+            memory_mib: u64::from(profile.memory_mib),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
             memory_floor_mib: floor.map_or(defaults.memory_floor_mib, u64::from),
             build_limits: BuildLimits {
@@ -101,6 +104,8 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
                 max_silent_time: raw.max_silent_time.map(|time| time.0),
             },
             idle_timeout: or(raw.idle_timeout, defaults.idle_timeout),
+            scale_down_delay: or(raw.scale_down_delay, defaults.scale_down_delay),
+            wait_timeout: raw.wait_timeout.map(|time| time.0),
             boot_timeout: or(raw.boot_timeout, defaults.boot_timeout),
             ..defaults
         })
@@ -130,6 +135,27 @@ pub(super) fn pool(
         )?,
         // A clean shutdown of an emulated guest takes about two seconds on a quiet machine.
         stop_grace: or(raw.stop_grace, Duration::from_secs(20)),
+    })
+}
+
+/// Checks what VMs of all systems may have together.
+pub(super) fn budget(
+    raw: &RawBudget,
+    error: impl Fn(&Number, String) -> ConfigError,
+) -> Result<MachineBudget, ConfigError> {
+    let checker = Checker { error };
+    let percent = |value: Option<&Number>, key, default| {
+        // All of the time is no limit.
+        let given = checker.within(value, key, 1..=100)?.unwrap_or(default);
+        Ok((given < 100).then_some(given))
+    };
+    let memory_mib = checker.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)?;
+    Ok(MachineBudget {
+        vcpus: checker.within(raw.vcpus.as_ref(), "vcpus", 1..=4096)?,
+        memory_mib: memory_mib.map(u64::from),
+        memory_pressure: percent(raw.memory_pressure.as_ref(), "memory-pressure", 20)?,
+        // No limit: with one emulated processor at work for each real one this was seen to be 97, and nothing else was there.
+        cpu_pressure: percent(raw.cpu_pressure.as_ref(), "cpu-pressure", 100)?,
     })
 }
 

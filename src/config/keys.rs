@@ -1,7 +1,7 @@
 //! Keys that may log in beside xpool's own, and what each may see of this machine's store.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use russh::keys::{Algorithm, EcdsaCurve, PublicKey};
 
@@ -30,6 +30,9 @@ pub const LOCAL: &str = "local";
 /// The longest name of a key, in characters: it stands in one line with an address and a fingerprint.
 const LONGEST_NAME: usize = 32;
 
+/// What a key's priority may be.
+const PRIORITIES: RangeInclusive<i32> = -100..=100;
+
 /// A key that may log in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientKey {
@@ -39,6 +42,8 @@ pub struct ClientKey {
     pub public_key: PublicKey,
     /// What the VMs of its sessions see of this machine's store, where their pool allows it.
     pub share: Share,
+    /// Whether its sessions are served before those of others: the higher, the sooner. xpool's own key and local users have 0.
+    pub priority: i32,
 }
 
 /// Checks all keys; `error` says where a value stands.
@@ -97,7 +102,17 @@ fn client_key(
         let hint = "`ssh-keygen -t ed25519` makes one that it can";
         return Err(error(text.span(), message).with_hint(hint));
     }
+    let priority = match &raw.priority {
+        Some(given) if !PRIORITIES.contains(given.get_ref()) => {
+            let (least, most) = PRIORITIES.into_inner();
+            let given_is = given.get_ref();
+            let message = format!("`priority` is {given_is} but must be from {least} to {most}");
+            return Err(error(given.span(), message));
+        }
+        given => given.as_ref().map_or(0, |given| *given.get_ref()),
+    };
     Ok(ClientKey {
+        priority,
         name: name.to_owned(),
         public_key,
         // A key from elsewhere sees nothing of this machine unless somebody says so.

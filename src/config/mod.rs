@@ -26,6 +26,7 @@ use vm::{Network, VmProfile};
 
 use crate::nix::System;
 use crate::paths::{ConfigFile, Paths};
+use crate::pool::budget::MachineBudget;
 use crate::pool::policy::Policy;
 
 /// Everything that can be configured, checked.
@@ -39,6 +40,8 @@ pub struct Config {
     pub store_root: Option<PathBuf>,
     /// Where what is built when is recorded, if it is.
     pub trace: Option<PathBuf>,
+    /// What VMs of all systems may have together.
+    pub budget: MachineBudget,
     /// Each system's pool.
     pub systems: BTreeMap<System, SystemConfig>,
     /// Who may log in beside clients on this machine, by name.
@@ -215,6 +218,7 @@ impl Config {
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
             trace: trace.transpose()?,
+            budget: check::budget(&raw.budget, at)?,
             systems,
             keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),

@@ -17,6 +17,7 @@ pub(super) struct RawConfig {
     pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
     pub(super) trace: RawTrace,
+    pub(super) budget: RawBudget,
     /// For every system.
     pub(super) pool: RawPool,
     pub(super) systems: RawSystems,
@@ -40,6 +41,7 @@ impl RawConfig {
 pub(super) struct RawKey {
     pub(super) public_key: Option<toml::Spanned<String>>,
     pub(super) store: RawStore,
+    pub(super) priority: Option<toml::Spanned<i32>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -71,6 +73,15 @@ pub(super) struct RawLocal {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawStorePlace {
     pub(super) root: Option<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawBudget {
+    pub(super) vcpus: Option<toml::Spanned<u32>>,
+    pub(super) memory_mib: Option<toml::Spanned<u32>>,
+    pub(super) memory_pressure: Option<toml::Spanned<u32>>,
+    pub(super) cpu_pressure: Option<toml::Spanned<u32>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -109,6 +120,8 @@ pub(super) struct RawPool {
     pub(super) timeout: Option<HumanDuration>,
     pub(super) max_silent_time: Option<HumanDuration>,
     pub(super) idle_timeout: Option<HumanDuration>,
+    pub(super) scale_down_delay: Option<HumanDuration>,
+    pub(super) wait_timeout: Option<HumanDuration>,
     pub(super) boot_timeout: Option<HumanDuration>,
     pub(super) stop_grace: Option<HumanDuration>,
 }
@@ -141,6 +154,8 @@ impl RawPool {
             timeout: self.timeout.or(defaults.timeout),
             max_silent_time: self.max_silent_time.or(defaults.max_silent_time),
             idle_timeout: self.idle_timeout.or(defaults.idle_timeout),
+            scale_down_delay: self.scale_down_delay.or(defaults.scale_down_delay),
+            wait_timeout: self.wait_timeout.or(defaults.wait_timeout),
             boot_timeout: self.boot_timeout.or(defaults.boot_timeout),
             stop_grace: self.stop_grace.or(defaults.stop_grace),
         }

@@ -295,3 +295,21 @@ fn a_trace_has_an_absolute_path() {
         "{error}"
     );
 }
+
+#[test]
+fn a_budget_is_for_all_systems_and_has_no_limit_of_its_own() {
+    let budget = parse("").unwrap().budget;
+    assert_eq!((budget.vcpus, budget.memory_mib), (None, None));
+    assert_eq!(
+        (budget.memory_pressure, budget.cpu_pressure),
+        (Some(20), None)
+    );
+    let text = "[budget]\nvcpus = 4\nmemory-mib = 8192\ncpu-pressure = 95\n";
+    let budget = parse(text).unwrap().budget;
+    assert_eq!((budget.vcpus, budget.memory_mib), (Some(4), Some(8192)));
+    assert_eq!(budget.cpu_pressure, Some(95));
+    assert_eq!(
+        refused("[budget]\nmemory-pressure = 0\n"),
+        "xpool.toml:2: `memory-pressure` is 0 but must be from 1 to 100"
+    );
+}

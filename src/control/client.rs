@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::{Info, TakeDown, Up};
+use super::{Drain, Info, TakeDown, Up};
 use crate::manager::events::PoolEvent;
 use crate::manager::status::Status;
 
@@ -82,6 +82,11 @@ impl Client {
     /// Asks for VMs.
     pub async fn up(&self, up: &Up) -> Result<(), ControlError> {
         self.post("/v1/up", up).await
+    }
+
+    /// Takes a VM out of service.
+    pub async fn drain(&self, drain: &Drain) -> Result<(), ControlError> {
+        self.post("/v1/drain", drain).await
     }
 
     /// Takes something down and returns when it is.

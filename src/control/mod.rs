@@ -7,6 +7,7 @@
 //! | `GET /v1/watch` | the status at each change, one JSON object a line, until the caller goes |
 //! | `GET /v1/events` | a [`PoolEvent`](crate::manager::events::PoolEvent) a line from now on, until the caller goes |
 //! | `POST /v1/up` with [`Up`] | when the wish is noted |
+//! | `POST /v1/drain` with [`Drain`] | when the wish is noted |
 //! | `POST /v1/down` with [`TakeDown`] | when the last VM is gone |
 
 pub mod client;
@@ -39,6 +40,14 @@ pub struct Up {
     pub system: System,
     /// How many, until the system is taken down.
     pub count: u32,
+}
+
+/// A wish that a VM takes no further sessions, and ends with those that it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Drain {
+    /// Its name.
+    pub vm: String,
 }
 
 /// A wish to end.

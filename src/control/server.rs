@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use super::{Info, TakeDown, Up};
+use super::{Drain, Info, TakeDown, Up};
 use crate::manager::memory;
 use crate::manager::status::Status;
 use crate::manager::ticket::ManagerGone;
@@ -52,6 +52,7 @@ pub async fn serve(
         .route("/v1/watch", get(watch))
         .route("/v1/events", get(events))
         .route("/v1/up", post(up))
+        .route("/v1/drain", post(drain))
         .route("/v1/down", post(down))
         .with_state(api);
     axum::serve(listener, router)
@@ -105,6 +106,11 @@ async fn up(State(api): State<Arc<Api>>, Json(up): Json<Up>) -> Result<(), Failu
         return Err(gone(ManagerGone));
     }
     api.manager.up(up.system, up.count).await.map_err(gone)
+}
+
+async fn drain(State(api): State<Arc<Api>>, Json(drain): Json<Drain>) -> Result<(), Failure> {
+    let drained = api.manager.drain(&drain.vm).await.map_err(gone)?;
+    drained.map_err(|error| (StatusCode::NOT_FOUND, error.to_string()))
 }
 
 async fn down(State(api): State<Arc<Api>>, Json(down): Json<TakeDown>) -> Result<(), Failure> {

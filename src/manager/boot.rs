@@ -19,7 +19,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         info!(
             vm = name,
             share = share.as_str(),
-            demand = self.pool.status(now).demand,
+            demand = self.pool.demand(),
             live = self.vms.len() + 1,
             "starting a VM"
         );

@@ -12,6 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::report::BuildProgress;
 use super::status::BuildView;
 use crate::nix::System;
+use crate::pool::decision::Decision;
 
 /// How many events wait for whoever reads them slowly. One with a build's last lines takes some kilobytes.
 const MAX_WAITING: usize = 256;
@@ -81,6 +82,28 @@ pub enum Happening {
         vm: String,
         /// Why.
         because: String,
+    },
+    /// A pool has decided to start or to stop VMs, or what holds a start back.
+    Decided {
+        /// Of which system.
+        system: System,
+        /// In words.
+        what: String,
+        /// And in figures.
+        #[serde(flatten)]
+        decision: Decision,
+    },
+    /// Starts of a system's VMs have failed so often that builds are refused at once.
+    PoolDegraded {
+        /// Which one.
+        system: System,
+        /// Why the last start failed.
+        because: String,
+    },
+    /// One has worked again.
+    PoolHealed {
+        /// Which one.
+        system: System,
     },
     /// Whoever reads this was too slow.
     Missed {

@@ -20,6 +20,24 @@ pub enum Downed {
     BroughtUp,
 }
 
+/// A VM that was named is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no VM `{name}`: {}", list(there))]
+pub struct NoSuchVm {
+    /// The name.
+    pub name: String,
+    /// Those that there are.
+    pub there: Vec<String>,
+}
+
+fn list(there: &[String]) -> String {
+    if there.is_empty() {
+        "none is there".to_owned()
+    } else {
+        format!("there is {}", there.join(", "))
+    }
+}
+
 /// A request to the manager.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -37,6 +55,11 @@ pub(super) enum Command {
     },
     /// No further session will come by a seat.
     SeatGone { system: System, seat: Seat },
+    /// Take the VM of this name out of service.
+    Drain {
+        vm: String,
+        reply: oneshot::Sender<Result<(), NoSuchVm>>,
+    },
     /// Open a shell in the VM of this name.
     Shell { vm: String, order: ShellOrder },
     /// The status of this moment.
@@ -90,6 +113,12 @@ impl ManagerHandle {
             reply,
         })
         .await
+    }
+
+    /// Has a VM take no further sessions, and end with those that it has.
+    pub async fn drain(&self, vm: &str) -> Result<Result<(), NoSuchVm>, ManagerGone> {
+        let vm = vm.to_owned();
+        self.ask(|reply| Command::Drain { vm, reply }).await
     }
 
     /// Tells that no further session of a key will come by a seat ([`SessionRequest::seat`]), because the process that had

@@ -1,4 +1,4 @@
-//! Memory: what the host has left, and what each VM takes of it. Read from /proc.
+//! The machine: what it has left, what it is short of, and what each VM takes of it. Read from /proc.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use tracing::warn;
 
 use super::status::Status;
+use crate::pool::budget::MachineBudget;
+use crate::pool::hold::Pressure;
 
 /// The host's available memory.
 #[derive(Debug)]
@@ -36,6 +38,41 @@ impl HostMemory {
         }
         available
     }
+}
+
+/// The kernel's pressure stall information.
+#[derive(Debug)]
+pub(super) struct HostPressure {
+    /// The folder that has it: `/proc/pressure`, or a test's.
+    pub(super) folder: PathBuf,
+}
+
+impl HostPressure {
+    /// What the machine is short of; `None` too where the kernel does not tell.
+    pub(super) fn pressure(&self, budget: &MachineBudget) -> Option<Pressure> {
+        let is_beyond = |file: &str, most: Option<u32>| {
+            let text = most.and_then(|_| fs::read_to_string(self.folder.join(file)).ok());
+            let stalled = text.as_deref().and_then(some_avg10);
+            stalled
+                .zip(most)
+                .is_some_and(|(stalled, most)| stalled >= f64::from(most))
+        };
+        if is_beyond("memory", budget.memory_pressure) {
+            Some(Pressure::Memory)
+        } else {
+            is_beyond("cpu", budget.cpu_pressure).then_some(Pressure::Cpu)
+        }
+    }
+}
+
+/// The percentage in a line such as `some avg10=1.53 avg60=0.87 avg300=0.73 total=1`.
+fn some_avg10(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let mut fields = some.split_whitespace();
+    fields
+        .find_map(|field| field.strip_prefix("avg10="))?
+        .parse()
+        .ok()
 }
 
 /// Adds to a status what each VM takes of the host's memory. Reads a file per VM, which may take some milliseconds.
@@ -72,6 +109,30 @@ mod tests {
         let text = "Rss:  90 kB\nPss:                2048 kB\nPss_Dirty:  7 kB\n";
         assert_eq!(kib(text, "Pss:"), Some(2048));
         assert_eq!(kib(text, "Swap:"), None);
+    }
+
+    #[test]
+    fn pressure_is_what_the_kernel_says_of_the_last_ten_seconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_owned();
+        let host = HostPressure { folder };
+        let budget = MachineBudget {
+            memory_pressure: Some(20),
+            cpu_pressure: Some(90),
+            ..MachineBudget::default()
+        };
+        let says = |file: &str, percent: &str| {
+            let text =
+                format!("some avg10={percent} avg60=99.00 avg300=0.00 total=1\nfull avg10=99.00\n");
+            fs::write(dir.path().join(file), text).unwrap();
+        };
+        assert_eq!(host.pressure(&budget), None, "the kernel does not tell");
+        says("memory", "19.99");
+        says("cpu", "90.00");
+        assert_eq!(host.pressure(&budget), Some(Pressure::Cpu));
+        says("memory", "20.00");
+        assert_eq!(host.pressure(&budget), Some(Pressure::Memory));
+        assert_eq!(host.pressure(&MachineBudget::default()), None);
     }
 
     #[test]

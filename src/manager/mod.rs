@@ -8,6 +8,7 @@ mod builds;
 pub mod events;
 mod handle;
 mod look_up;
+mod machine;
 pub mod memory;
 mod report;
 mod rest;
@@ -36,8 +37,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use builds::{BuildIds, Builds};
 use events::Events;
 use handle::Command;
-pub use handle::{Downed, ManagerHandle};
-use memory::HostMemory;
+pub use handle::{Downed, ManagerHandle, NoSuchVm};
+use memory::{HostMemory, HostPressure};
 use status::Status;
 use supervisor::VmNews;
 use system::ManagedSystem;
@@ -45,6 +46,7 @@ use ticket::{NewSession, SessionDesk, SessionReport};
 use worked::WorkedDesk;
 
 use crate::nix::System;
+use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{Policy, Share};
 use crate::pool::{Down, Event, SessionId, VmId};
 use crate::shutdown::Shutdown;
@@ -106,6 +108,8 @@ pub struct Manager<B: VmBackend> {
     downs: Vec<DownWaiter>,
     sessions: u64,
     memory: HostMemory,
+    pressure: HostPressure,
+    budget: MachineBudget,
 }
 
 impl<B: VmBackend> Manager<B> {
@@ -146,6 +150,10 @@ impl<B: VmBackend> Manager<B> {
             downs: Vec::new(),
             sessions: 0,
             memory: HostMemory::new("/proc/meminfo".into()),
+            pressure: HostPressure {
+                folder: "/proc/pressure".into(),
+            },
+            budget: MachineBudget::default(),
         };
         (manager, handle)
     }
@@ -166,12 +174,18 @@ impl<B: VmBackend> Manager<B> {
         self
     }
 
+    /// Keeps to a budget of the whole machine.
+    #[must_use]
+    pub fn with_budget(self, budget: MachineBudget) -> Self {
+        Self { budget, ..self }
+    }
+
     /// Runs until it was told to shut down and every VM is gone.
     pub async fn run(mut self, shutdown: Shutdown) {
         let systems: Vec<System> = self.systems.keys().copied().collect();
         for system in systems {
             // Starts the VMs that are always to be there.
-            self.with_memory(system, |system| {
+            self.with_machine(system, |system| {
                 system.handle(now(), Event::DeadlineReached);
             });
         }
@@ -206,25 +220,9 @@ impl<B: VmBackend> Manager<B> {
     fn open(&mut self, session: NewSession) {
         self.sessions += 1;
         let id = SessionId(self.sessions);
-        self.with_memory(session.request.system, |system| {
+        self.with_machine(session.request.system, |system| {
             system.open(now(), id, session);
         });
-    }
-
-    /// Does something to a system's pool, which first hears of the memory that the host has now: any event may start a VM.
-    fn with_memory(&mut self, name: System, act: impl FnOnce(&mut ManagedSystem<B>)) {
-        let others = self.systems.iter().filter(|(other, _)| **other != name);
-        let now = now();
-        let promised: u64 = others
-            .map(|(_, other)| other.pool.promised_memory_mib(now))
-            .sum();
-        let available = self.memory.available_mib();
-        if let Some(system) = self.systems.get_mut(&name) {
-            system
-                .pool
-                .set_available_memory(available.map(|mib| mib.saturating_sub(promised)));
-            act(system);
-        }
     }
 
     fn command(&mut self, command: Command) {
@@ -234,7 +232,7 @@ impl<B: VmBackend> Manager<B> {
                 count,
                 reply,
             } => {
-                self.with_memory(system, |system| system.handle(now(), Event::Up(count)));
+                self.with_machine(system, |system| system.handle(now(), Event::Up(count)));
                 self.answer_downs(Downed::BroughtUp, |systems| systems.contains(&system));
                 // A caller that has gone does not want to know.
                 let _ = reply.send(());
@@ -252,9 +250,12 @@ impl<B: VmBackend> Manager<B> {
                 self.downs.push((systems, reply));
             }
             Command::SeatGone { system, seat } => {
-                self.with_memory(system, |system| {
+                self.with_machine(system, |system| {
                     system.handle(now(), Event::SeatGone(seat));
                 });
+            }
+            Command::Drain { vm, reply } => {
+                let _ = reply.send(self.drain(vm));
             }
             Command::Shell { vm, order } => self.open_shell(&vm, order),
             Command::Status { reply } => {
@@ -266,10 +267,10 @@ impl<B: VmBackend> Manager<B> {
     fn take(&mut self, news: News) {
         match news {
             News::Vm(system, vm, news) => {
-                self.with_memory(system, |system| system.vm_news(now(), vm, news));
+                self.with_machine(system, |system| system.vm_news(now(), vm, news));
             }
             News::Session(system, session, news) => {
-                self.with_memory(system, |system| {
+                self.with_machine(system, |system| {
                     system.session_news(now(), session, news);
                 });
             }
@@ -286,7 +287,7 @@ impl<B: VmBackend> Manager<B> {
             .map(|(name, _)| *name)
             .collect();
         for system in due {
-            self.with_memory(system, |system| system.handle(now, Event::DeadlineReached));
+            self.with_machine(system, |system| system.handle(now, Event::DeadlineReached));
         }
     }
 
@@ -297,6 +298,7 @@ impl<B: VmBackend> Manager<B> {
     }
 
     fn after_each_event(&mut self) {
+        self.make_room();
         for system in self.systems.values_mut() {
             system.tell_waiting(now());
         }

@@ -8,11 +8,12 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::Manager;
 use super::rest::RestingVm;
 use super::supervisor::{VmCommand, VmNews};
 use super::system::ManagedSystem;
-use crate::pool::VmId;
+use super::{Manager, NoSuchVm};
+use crate::nix::System;
+use crate::pool::{Event, VmId};
 use crate::vm::{RunningVm, SHELL_STREAMS, Shell, ShellProgram, VmBackend, VmExit};
 
 /// How long those whose shell's VM has ended may take to be told why.
@@ -82,6 +83,21 @@ impl<B: VmBackend> Manager<B> {
             Some((system, vm)) => system.open_shell(vm, order),
             None => order.refuse(no_vm(&self.vm_names())),
         }
+    }
+
+    /// Takes the VM of this name out of service.
+    pub(super) fn drain(&mut self, name: String) -> Result<(), NoSuchVm> {
+        let found = |(system, managed): (&System, &ManagedSystem<B>)| {
+            Some((*system, managed.vm_of_name(&name)?))
+        };
+        let Some((system, vm)) = self.systems.iter().find_map(found) else {
+            let there = self.vm_names().into_iter().map(str::to_owned).collect();
+            return Err(NoSuchVm { name, there });
+        };
+        self.with_machine(system, |system| {
+            system.handle(super::now(), Event::DrainVm(vm));
+        });
+        Ok(())
     }
 
     fn vm_names(&self) -> Vec<&str> {

@@ -9,6 +9,8 @@ use crate::nix::System;
 use crate::nix::store_path::StorePath;
 use crate::pool::Mode;
 use crate::pool::budget::Shortage;
+use crate::pool::decision::{Decision, Figures};
+use crate::pool::hold::Hold;
 use crate::pool::policy::{Reuse, Share};
 use crate::pool::status::VmStage;
 
@@ -106,14 +108,26 @@ pub struct SystemStatus {
     pub vms: Vec<VmView>,
     /// Its sessions, in the order of their arrival.
     pub sessions: Vec<SessionView>,
+    /// What its size is decided from.
+    #[serde(default)]
+    pub figures: Figures,
+    /// What was decided last.
+    #[serde(default)]
+    pub decision: Option<Decision>,
     /// Failed starts in a row.
     pub start_failures: u32,
+    /// Whether so many failed that builds are refused at once, until one works.
+    #[serde(default)]
+    pub degraded: bool,
     /// Why the last start failed, if it did.
     pub start_failure: Option<String>,
     /// Whole seconds until the next start is tried, while one is held back.
     pub retry_in_s: Option<u64>,
     /// What the host's memory lacks for another VM, while that holds one back.
     pub shortage: Option<Shortage>,
+    /// What keeps a VM that is wanted from being started, whatever it is.
+    #[serde(default)]
+    pub held: Option<Hold>,
 }
 
 /// One VM.
@@ -159,6 +173,9 @@ pub struct SessionView {
     pub client: String,
     /// The VM that serves it; none while it waits.
     pub vm: Option<String>,
+    /// How many are served before it, of those that wait for any VM; `None` for one that has a VM or waits for a certain one.
+    #[serde(default)]
+    pub ahead: Option<usize>,
     /// What it does, or what it waits for.
     pub activity: String,
     /// Which of its inputs are shared; `None` where that was not asked.

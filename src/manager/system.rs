@@ -38,6 +38,8 @@ pub(super) struct ManagedSystem<B> {
     pub(super) is_short: bool,
     /// Where it is told what sessions have had built, if somebody wants to know.
     pub(super) worked: Option<WorkedDesk>,
+    /// Whether starts had failed for long then.
+    pub(super) is_degraded: bool,
 }
 
 pub(super) struct ManagedVm {
@@ -77,6 +79,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             sessions,
             is_short: false,
             worked: None,
+            is_degraded: false,
         }
     }
 
@@ -105,7 +108,9 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     /// Lets the core decide and does what it says.
     pub(super) fn handle(&mut self, now: Instant, event: Event) {
-        for action in self.pool.handle(now, event) {
+        let actions = self.pool.handle(now, event);
+        self.tell_decisions();
+        for action in actions {
             self.perform(now, action);
         }
     }

@@ -1,15 +1,18 @@
 //! What a system's sessions are told while they have no VM, and that they will have none.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::events::Happening;
 use super::session::ManagedSession;
 use super::status::VmView;
 use super::system::ManagedSystem;
 use super::ticket::SessionUpdate;
-use super::waiting;
+use super::waiting::{self, Ahead};
 use crate::pool::budget::Shortage;
+use crate::pool::decision::Verdict;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, QueuedStatus};
 use crate::pool::{Rejection, SessionId, VmId};
@@ -61,7 +64,10 @@ impl<B: VmBackend> ManagedSystem<B> {
                 "{} serves or has served another key: a VM can be reached by its name with one key only",
                 name(vm)
             ),
-            Rejection::QueueFull { .. } | Rejection::StartFailed { .. } => reason.to_string(),
+            Rejection::QueueFull { .. }
+            | Rejection::WaitTimeout { .. }
+            | Rejection::Degraded { .. }
+            | Rejection::StartFailed { .. } => reason.to_string(),
         }
     }
 
@@ -84,11 +90,53 @@ impl<B: VmBackend> ManagedSystem<B> {
         }
     }
 
+    /// Says what the pool has decided, and why.
+    pub(super) fn tell_decisions(&self) {
+        for decision in self.pool.decisions() {
+            let name = |vm: &VmId| self.vm_name(*vm);
+            let names = |vms: &[VmId]| vms.iter().map(name).collect::<Vec<_>>().join(", ");
+            let what = match &decision.verdict {
+                Verdict::Start { vms } => format!("starting {}", names(vms)),
+                Verdict::Wait { held } => format!("starting nothing: {held}"),
+                Verdict::Stop { vms } => format!("stopping {}, which nobody needs", names(vms)),
+                Verdict::MakeRoom { vms } => {
+                    format!("stopping {} for those who wait", names(vms))
+                }
+            };
+            let system = self.system;
+            info!(%system, figures = %decision.figures, "{what}");
+            let decision = decision.clone();
+            self.events.tell(|| Happening::Decided {
+                system,
+                what,
+                decision,
+            });
+        }
+    }
+
+    /// Says when a pool can start nothing any more, and when it can again.
+    fn tell_health(&mut self, pool: &PoolStatus) {
+        if std::mem::replace(&mut self.is_degraded, pool.degraded) == pool.degraded {
+            return;
+        }
+        let system = self.system;
+        if pool.degraded {
+            let because = pool.start_failure.clone().unwrap_or_default();
+            warn!(%system, because, "no VM can be started");
+            self.events
+                .tell(|| Happening::PoolDegraded { system, because });
+        } else {
+            info!(%system, "VMs can be started again");
+            self.events.tell(|| Happening::PoolHealed { system });
+        }
+    }
+
     /// Tells the sessions that wait what they wait for, where that has changed.
     pub(super) fn tell_waiting(&mut self, now: Instant) {
         let pool = self.pool.status(now);
         let vms = self.vm_views(&pool, now);
         self.log_shortage(pool.shortage);
+        self.tell_health(&pool);
         for (id, text) in self.waiting_texts(&pool, &vms) {
             let Some(session) = self.sessions.get_mut(&id) else {
                 continue;
@@ -101,7 +149,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     fn waiting_texts(&self, pool: &PoolStatus, vms: &[VmView]) -> Vec<(SessionId, String)> {
-        let mut ahead: Vec<Share> = Vec::new();
+        let mut ahead: BTreeMap<Share, usize> = BTreeMap::new();
         let mut text = |queued: &QueuedStatus| {
             let session = self.sessions.get(&queued.session);
             if let Some(named) = session.and_then(ManagedSession::named_vm) {
@@ -111,9 +159,12 @@ impl<B: VmBackend> ManagedSystem<B> {
             if let Some(home) = queued.home {
                 return waiting::for_home(&self.vm_name(home));
             }
-            let text = waiting::text(pool, vms, queued.share, &ahead, self.slots_per_vm);
-            ahead.push(queued.share);
-            text
+            let before = Ahead {
+                all: ahead.values().sum(),
+                alike: ahead.get(&queued.share).copied().unwrap_or_default(),
+            };
+            *ahead.entry(queued.share).or_default() += 1;
+            waiting::text(pool, vms, queued.share, before, self.slots_per_vm)
         };
         let queued = pool.queued.iter();
         queued

@@ -25,6 +25,7 @@ use super::worked::{Worked, WorkedDesk};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
+use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{BuildLimits, Policy, Reuse};
 use crate::pool::status::VmStage;
 use crate::shutdown::Shutdown;
@@ -50,6 +51,11 @@ impl Fixture {
     }
 
     fn with(policy: Policy, meminfo: PathBuf) -> Self {
+        let policies = BTreeMap::from([(SYSTEM, policy)]);
+        Self::of(policies, meminfo, MachineBudget::default())
+    }
+
+    fn of(policies: BTreeMap<System, Policy>, meminfo: PathBuf, budget: MachineBudget) -> Self {
         let backend = Arc::new(FakeBackend::default());
         let shares: Arc<Mutex<BTreeMap<String, Share>>> = Arc::default();
         let started = shares.clone();
@@ -62,9 +68,9 @@ impl Fixture {
             }),
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),
         };
-        let (manager, handle) = Manager::new(BTreeMap::from([(SYSTEM, policy)]), &factory);
+        let (manager, handle) = Manager::new(policies, &factory);
         let (desk, worked) = WorkedDesk::channel();
-        let manager = manager.with_record(&desk);
+        let manager = manager.with_record(&desk).with_budget(budget);
         let shutdown = Shutdown::default();
         let running = tokio::spawn(manager.with_meminfo(meminfo).run(shutdown.clone()));
         Self {

@@ -1,5 +1,6 @@
 //! One system's pool as it is shown.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::session::ManagedSession;
@@ -13,6 +14,11 @@ use crate::vm::VmBackend;
 impl<B: VmBackend> ManagedSystem<B> {
     pub(super) fn status(&self, now: Instant) -> SystemStatus {
         let pool = self.pool.status(now);
+        let in_line = pool.queued.iter().filter(|queued| queued.home.is_none());
+        let ahead: BTreeMap<SessionId, usize> = in_line
+            .enumerate()
+            .map(|(ahead, queued)| (queued.session, ahead))
+            .collect();
         SystemStatus {
             system: self.system,
             mode: pool.mode,
@@ -27,12 +33,19 @@ impl<B: VmBackend> ManagedSystem<B> {
             sessions: self
                 .sessions
                 .iter()
-                .map(|(id, session)| self.session_view(*id, session, now))
+                .map(|(id, session)| SessionView {
+                    ahead: ahead.get(id).copied(),
+                    ..self.session_view(*id, session, now)
+                })
                 .collect(),
+            figures: pool.figures,
+            decision: pool.decision.clone(),
             start_failures: pool.start_failures,
+            degraded: pool.degraded,
             start_failure: pool.start_failure,
             retry_in_s: pool.retry_in_s,
             shortage: pool.shortage,
+            held: pool.held,
         }
     }
 
@@ -74,6 +87,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             slot: session.request.slot.clone(),
             client: session.request.client.clone(),
             vm: session.vm.map(|vm| self.vm_name(vm)),
+            ahead: None,
             activity: session.activity.clone(),
             inputs: session.inputs,
             age_s: now.saturating_duration_since(session.opened).as_secs(),

@@ -1,31 +1,40 @@
 //! What a session that waits is told. Pure.
 
+use crate::pool::hold::Hold;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, VmStage};
 
 use super::status::VmView;
 
-/// The text for a session that waits for a VM of this kind, behind those that wait for one of theirs; `slots` is how many
-/// sessions a VM serves.
+/// How many sessions are served before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Of those that want a VM of either kind.
+    pub(super) all: usize,
+    /// Of those that want one of its own kind.
+    pub(super) alike: usize,
+}
+
+/// The text for a session that waits for a VM of this kind; `slots` is how many sessions a VM serves.
 pub(super) fn text(
     pool: &PoolStatus,
     vms: &[VmView],
     share: Share,
-    before: &[Share],
+    before: Ahead,
     slots: usize,
 ) -> String {
     let booting: Vec<&VmView> = vms
         .iter()
         .filter(|vm| vm.state == VmStage::Booting && vm.share == share)
         .collect();
-    let ahead = match before.len() {
+    let ahead = match before.all {
         0 => String::new(),
         n => format!(", {n} ahead"),
     };
-    let position = before.iter().filter(|kind| **kind == share).count();
-    let own = booting.get(position / slots);
-    if let (None, Some(shortage)) = (own, pool.shortage) {
-        return format!("{shortage}{ahead}");
+    let own = booting.get(before.alike / slots);
+    let is_told = |hold: &Hold| !matches!(hold, Hold::MaxVms { .. } | Hold::BackOff);
+    if let (None, Some(hold)) = (own, pool.held.filter(is_told)) {
+        return format!("{hold}{ahead}");
     }
     if let Some(vm) = own.or(booting.last()) {
         return format!("starting {}: {}{ahead}", vm.name, vm.stage);
@@ -79,9 +88,14 @@ mod tests {
     use super::*;
     use crate::pool::Mode;
     use crate::pool::budget::Shortage;
+    use crate::pool::decision::Figures;
     use crate::pool::policy::Reuse;
 
     const HOST: Share = Share::Host;
+
+    fn ahead(all: usize) -> Ahead {
+        Ahead { all, alike: all }
+    }
 
     fn pool(max_vms: u32) -> PoolStatus {
         PoolStatus {
@@ -95,10 +109,14 @@ mod tests {
             demand: 0,
             vms: Vec::new(),
             queued: Vec::new(),
+            figures: Figures::default(),
+            decision: None,
             start_failures: 0,
+            degraded: false,
             start_failure: None,
             retry_in_s: None,
             shortage: None,
+            held: None,
         }
     }
 
@@ -125,7 +143,7 @@ mod tests {
             vm("riscv64-1", VmStage::Booting),
             vm("riscv64-2", VmStage::Booting),
         ];
-        let text = |position| text(&pool(4), &vms, HOST, &[HOST; 2][..position], 1);
+        let text = |position| text(&pool(4), &vms, HOST, ahead(position), 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),
@@ -145,7 +163,7 @@ mod tests {
         };
         let vms = [vm("riscv64-1", VmStage::Booting), blind];
         assert_eq!(
-            text(&pool(4), &vms, Share::None, &[HOST], 1),
+            text(&pool(4), &vms, Share::None, Ahead { all: 1, alike: 0 }, 1),
             "starting riscv64-2: waiting for the guest agent, 1 ahead"
         );
     }
@@ -154,12 +172,12 @@ mod tests {
     fn a_session_is_told_that_all_are_busy() {
         let ready = |name| vm(name, VmStage::Ready);
         assert_eq!(
-            text(&pool(1), &[ready("riscv64-1")], HOST, &[], 1),
+            text(&pool(1), &[ready("riscv64-1")], HOST, ahead(0), 1),
             "the only VM is busy"
         );
         let two = [ready("riscv64-1"), ready("riscv64-2")];
         assert_eq!(
-            text(&pool(2), &two, HOST, &[HOST; 3], 1),
+            text(&pool(2), &two, HOST, ahead(3), 1),
             "all 2 VMs are busy, 3 ahead"
         );
     }
@@ -170,18 +188,18 @@ mod tests {
         pool.start_failure = Some("no agent\nconsole: oops".to_owned());
         pool.retry_in_s = Some(15);
         let expected = "the last start failed: no agent; trying again within a minute";
-        assert_eq!(text(&pool, &[], HOST, &[], 1), expected);
+        assert_eq!(text(&pool, &[], HOST, ahead(0), 1), expected);
     }
 
     #[test]
     fn a_session_is_told_that_memory_is_short() {
         let mut pool = pool(4);
-        pool.shortage = Some(Shortage {
+        pool.held = Some(Hold::Memory(Shortage {
             available_mib: 812,
             needed_mib: 1536,
-        });
+        }));
         let vms = [vm("riscv64-1", VmStage::Booting)];
-        let text = |position| text(&pool, &vms, HOST, &[HOST; 2][..position], 1);
+        let text = |position| text(&pool, &vms, HOST, ahead(position), 1);
         assert_eq!(text(0), "starting riscv64-1: waiting for the guest agent");
         assert_eq!(
             text(1),

@@ -1,15 +1,16 @@
-//! Memory of the host: whether there is enough for another VM.
+//! The machine: whether there is enough of it for another VM.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::hold::{Held, Hold, Pressure};
 use super::policy::Policy;
 use super::vm::{VmId, VmState};
 
-/// How long until the host's memory is looked at again when it is short.
-const RECHECK: Duration = Duration::from_secs(1);
+/// How long until the machine is looked at again when something is short.
+pub(super) const RECHECK: Duration = Duration::from_secs(1);
 
 /// How long after a session was given a VM its memory is not counted upon as taken: by then a build has unpacked and
 /// compiles, so that the host's available memory shows what it takes.
@@ -38,28 +39,78 @@ impl std::fmt::Display for Shortage {
     }
 }
 
-/// What the pool knows of the host's memory.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Budget {
-    /// In MiB; `None` when it is not known, which allows everything.
-    available_mib: Option<u64>,
-    held_back: Option<HeldBack>,
+/// What the machine has for one pool. What is not known holds nothing back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// What the host has available, in MiB, without what VMs of other pools will still take.
+    pub available_mib: Option<u64>,
+    /// Processors that this pool's VMs may have in all: of the budget, what others' VMs leave.
+    pub vcpus: Option<u32>,
+    /// Memory that this pool's VMs may be given in all, in MiB, likewise.
+    pub memory_mib: Option<u64>,
+    /// What the machine is short of just now.
+    pub pressure: Option<Pressure>,
+    /// Whether sessions of another pool wait for room: then nothing starts here that nobody waits for.
+    pub others_wait: bool,
 }
 
-#[derive(Clone, Debug)]
-struct HeldBack {
-    shortage: Shortage,
-    recheck_at: Instant,
+/// What of the machine VMs of all systems may have together; checked configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineBudget {
+    /// Processors; `None` is no limit.
+    pub vcpus: Option<u32>,
+    /// Memory that they are given, in MiB.
+    pub memory_mib: Option<u64>,
+    /// The part of the last ten seconds, in percent, in which some program waited for memory, from which nothing is started.
+    pub memory_pressure: Option<u32>,
+    /// Likewise of processors.
+    pub cpu_pressure: Option<u32>,
 }
 
-impl Budget {
-    /// Notes what the host has.
-    pub(super) fn set_available(&mut self, available_mib: Option<u64>) {
-        self.available_mib = available_mib;
+/// What VMs are there, for what another one would need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Census {
+    /// Those that have not taken their memory yet.
+    pub(super) growing: usize,
+    /// All of them.
+    pub(super) all: usize,
+}
+
+impl Machine {
+    /// What another VM lacks; `None` when it may start.
+    pub(super) fn lack(&self, census: Census, policy: &Policy) -> Option<Hold> {
+        // Pressure last: it does not hold for everybody.
+        self.budget_lack(census.all, policy)
+            .or_else(|| self.memory_lack(census.growing, policy).map(Hold::Memory))
+            .or_else(|| self.pressure_on(census.all))
     }
 
-    /// What another VM lacks beside those that have not taken their memory yet; `None` when it may start.
-    pub(super) fn lack(&self, growing: usize, policy: &Policy) -> Option<Shortage> {
+    /// Whether pressure holds back another VM. Where processors are short, one VM runs all the same: a machine that is busy
+    /// for hours builds nothing otherwise.
+    fn pressure_on(&self, vms: usize) -> Option<Hold> {
+        let is_held = |pressure: &Pressure| *pressure == Pressure::Memory || vms > 0;
+        self.pressure.filter(is_held).map(Hold::Pressure)
+    }
+
+    fn budget_lack(&self, vms: usize, policy: &Policy) -> Option<Hold> {
+        let others = u32::try_from(vms).unwrap_or(u32::MAX);
+        let taken = others.saturating_mul(policy.vcpus);
+        let given_mib = u64::from(others).saturating_mul(policy.memory_mib);
+        let needed = policy.vcpus;
+        let left = self.vcpus.map(|vcpus| vcpus.saturating_sub(taken));
+        if let Some(left) = left.filter(|left| *left < needed) {
+            return Some(Hold::CpuBudget { left, needed });
+        }
+        let needed_mib = policy.memory_mib;
+        let left_mib = self.memory_mib.map(|mib| mib.saturating_sub(given_mib));
+        let left_mib = left_mib.filter(|left| *left < needed_mib)?;
+        Some(Hold::MemoryBudget {
+            left_mib,
+            needed_mib,
+        })
+    }
+
+    fn memory_lack(&self, growing: usize, policy: &Policy) -> Option<Shortage> {
         let available_mib = self.available_mib?;
         let needed_mib =
             estimate_mib(growing.saturating_add(1), policy).saturating_add(policy.memory_floor_mib);
@@ -68,29 +119,17 @@ impl Budget {
             needed_mib,
         })
     }
+}
 
-    /// Notes whether a start that is wanted is held back.
-    pub(super) fn hold_back(&mut self, now: Instant, lack: Option<Shortage>) {
-        let before = self.shortage();
-        self.held_back = lack.map(|lack| HeldBack {
-            shortage: before
-                .filter(|before| is_about(*before, lack))
-                .unwrap_or(lack),
-            recheck_at: now + RECHECK,
-        });
-    }
-
-    /// What a start that is wanted lacks.
-    pub(super) fn shortage(&self) -> Option<Shortage> {
-        self.held_back.as_ref().map(|held_back| held_back.shortage)
-    }
-
-    /// When to look again.
-    pub(super) fn recheck_at(&self) -> Option<Instant> {
-        self.held_back
-            .as_ref()
-            .map(|held_back| held_back.recheck_at)
-    }
+/// What is told of a start that is held back: the same figures as before, while they are about right.
+pub(super) fn told(before: Option<Held>, start: Held) -> Held {
+    let hold = match (before.map(|before| before.hold), start.hold) {
+        (Some(Hold::Memory(told)), Hold::Memory(lack)) if is_about(told, lack) => {
+            Hold::Memory(told)
+        }
+        (_, other) => other,
+    };
+    Held { hold, ..start }
 }
 
 /// How many VMs have not taken the memory yet that they will take: those that boot, those that nobody uses (a copy that is

@@ -1,5 +1,7 @@
 //! What a pool is told, and what it says to do.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
@@ -70,6 +72,10 @@ pub enum Event {
     Up(u32),
     /// Somebody wants the pool to end.
     Down(Down),
+    /// Somebody wants this VM to take no further sessions, and to end with those that it has.
+    DrainVm(VmId),
+    /// Sessions of another system wait for room on this machine: an idle VM, if there is one, is of less use.
+    MakeRoom,
     /// [`Pool::deadline`] has come.
     DeadlineReached,
 }
@@ -132,6 +138,24 @@ pub enum Rejection {
     OtherClients {
         /// Which one.
         vm: VmId,
+    },
+    /// It has waited as long as anybody may.
+    #[error("no VM was free for {}, which is as long as `wait-timeout` allows", humantime::format_duration(*after))]
+    WaitTimeout {
+        /// How long.
+        after: Duration,
+    },
+    /// VMs cannot be started, and it is not time for the next try.
+    #[error(
+        "the last {failures} starts failed, and the next one is tried in {retry_in_s} s: {reason}"
+    )]
+    Degraded {
+        /// How many in a row.
+        failures: u32,
+        /// In how many seconds, at the earliest.
+        retry_in_s: u64,
+        /// Why the last one failed.
+        reason: String,
     },
     /// VMs cannot be started.
     #[error("no VM could be started: {reason}")]

@@ -3,14 +3,16 @@
 //! Three things tell that a session comes for it, the strongest first: its seat, where that is a process; its seat, where that
 //! is a slot; and the path that it asks for, which may be known to be on one VM only.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::claim::{Outputs, Seat};
 use super::policy::Reuse;
-use super::unfetched::Unfetched;
 use super::vm::{Lease, ReadyVm, Visit, VmState};
 use super::{Pool, SessionId, VmId, planner};
 use crate::nix::store_path::StorePath;
+
+/// How long a session has its VM at the least that is taken for work, where no build was seen.
+const WORK: Duration = Duration::from_millis(500);
 
 impl Pool {
     /// Where nothing is kept for the session's seat, its VM's work is done. Only one that is used again has to wait until the
@@ -20,13 +22,22 @@ impl Pool {
             return;
         };
         let is_used_again = self.policy.reuse != Reuse::Never || self.is_pinned(id);
-        if !is_used_again && !self.is_kept_for(visit, session, outputs) {
+        if self.is_kept_for(visit, session, outputs) {
+            return;
+        }
+        if is_used_again {
+            let vm = self.vms.get_mut(&id).and_then(VmState::as_ready_mut);
+            let visit = vm.and_then(|vm| vm.sessions.get_mut(&session));
+            if let Some(visit) = visit {
+                visit.is_closing = true;
+            }
+        } else {
             self.session_closed(now, session, outputs);
         }
     }
 
     pub(super) fn session_closed(&mut self, now: Instant, session: SessionId, outputs: Outputs) {
-        self.queue.retain(|waiting| waiting.session != session);
+        self.queue.remove(session);
         let Some((id, visit)) = self.visit(session) else {
             return;
         };
@@ -40,8 +51,14 @@ impl Pool {
             return;
         };
         vm.idle_since = now;
-        let unfetched = vm.sessions.remove(&session).map(|visit| visit.unfetched);
-        let unfetched = unfetched.unwrap_or_default();
+        let Some(visit) = vm.sessions.remove(&session) else {
+            return;
+        };
+        let has_worked = visit.has_built || now >= visit.since + WORK;
+        if has_worked && !std::mem::replace(&mut vm.has_worked, true) {
+            self.starts.give_back();
+        }
+        let unfetched = visit.unfetched;
         if keeps {
             let until = now + self.policy.lease;
             vm.leases.insert(seat, Lease { until, unfetched });
@@ -54,6 +71,7 @@ impl Pool {
     pub(super) fn built(&mut self, session: SessionId, paths: Vec<StorePath>) {
         let mut vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
         if let Some(visit) = vms.find_map(|vm| vm.sessions.get_mut(&session)) {
+            visit.has_built = true;
             visit.unfetched.built(paths);
         }
     }
@@ -76,26 +94,6 @@ impl Pool {
         }
     }
 
-    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
-    /// its own may have built it.
-    pub(super) fn seat_that_has(&self, claim: &Claim) -> Option<Seat> {
-        let Purpose::Fetch(Some(path)) = &claim.purpose else {
-            return None;
-        };
-        let alike = || planner::ready(&self.vms).filter(|(_, vm)| vm.share == claim.share);
-        let seats = || alike().flat_map(|(_, vm)| vm.unfetched());
-        let is_own = |(seat, unfetched): (&Seat, &Unfetched)| {
-            *seat == claim.seat && unfetched.may_have(path)
-        };
-        if seats().any(is_own) {
-            return None;
-        }
-        let has_it = |(seat, unfetched): &(&Seat, &Unfetched)| {
-            seat.client == claim.seat.client && unfetched.has(path)
-        };
-        seats().find(has_it).map(|(seat, _)| seat.clone())
-    }
-
     /// Whether a session's VM is kept for its seat when the session ends. A later session of the seat knows better: one that
     /// waits says what it wants, and one that runs will say so at its own end.
     fn is_kept_for(&self, visit: &Visit, ended: SessionId, outputs: Outputs) -> bool {
@@ -104,11 +102,10 @@ impl Pool {
             .flat_map(|(_, vm)| &vm.sessions)
             .filter(|(id, other)| **id > ended && other.claim.seat == *seat)
             .map(|(id, _)| (*id, false));
-        let waiting = self
-            .queue
-            .iter()
-            .filter(|waiting| waiting.session > ended && waiting.claim.seat == *seat)
-            .map(|waiting| (waiting.session, waiting.claim.purpose.fetches()));
+        let waiting = self.queue.latest_of(seat).into_iter();
+        let waiting = waiting
+            .filter(|(id, _)| *id > ended)
+            .map(|(id, waiting)| (id, waiting.claim.purpose.fetches()));
         let remain = outputs == Outputs::Unfetched && !visit.unfetched.is_done();
         let latest = running.chain(waiting).max();
         latest.map_or(remain && !visit.leaves_nothing, |(_, keeps)| keeps)

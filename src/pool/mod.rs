@@ -6,34 +6,46 @@
 mod backoff;
 pub mod budget;
 pub mod claim;
+pub mod decision;
+mod drain;
 mod event;
+pub mod hold;
+mod homes;
 mod leases;
+mod line;
+mod offers;
 mod pinned;
 mod planner;
 pub mod policy;
 mod queue;
 mod scale;
+mod starts;
 pub mod status;
 mod unfetched;
 mod vm;
+mod wanted;
 
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use backoff::Backoff;
-use budget::Budget;
+use budget::Machine;
+use decision::Decision;
 pub use event::{Action, Down, Event, Exit, Rejection, Retry, SessionId};
+use hold::{Held, Hold};
+use line::Queue;
 use policy::Policy;
-use queue::Waiting;
+use starts::Starts;
 pub use vm::VmId;
 use vm::VmState;
+use wanted::Wanted;
 
 /// Whether a pool serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +65,16 @@ pub struct Pool {
     /// VMs that somebody asked for with `up`.
     floor: u32,
     vms: BTreeMap<VmId, VmState>,
-    queue: VecDeque<Waiting>,
+    queue: Queue,
     backoff: Backoff,
-    budget: Budget,
+    machine: Machine,
+    /// What keeps a VM that is wanted from being started.
+    held: Option<Held>,
+    starts: Starts,
+    wanted: Wanted,
+    /// What the last event has led to.
+    decisions: Vec<Decision>,
+    last_decision: Option<Decision>,
     last_vm: u32,
 }
 
@@ -67,9 +86,14 @@ impl Pool {
             mode: Mode::Open,
             floor: 0,
             vms: BTreeMap::new(),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             backoff: Backoff::default(),
-            budget: Budget::default(),
+            machine: Machine::default(),
+            held: None,
+            starts: Starts::default(),
+            wanted: Wanted::default(),
+            decisions: Vec::new(),
+            last_decision: None,
             last_vm: 0,
         }
     }
@@ -77,7 +101,33 @@ impl Pool {
     /// Notes how much memory the host has available, in MiB, for what is decided from now on; `None` when that is not known,
     /// and then it holds nothing back.
     pub fn set_available_memory(&mut self, available_mib: Option<u64>) {
-        self.budget.set_available(available_mib);
+        self.machine.available_mib = available_mib;
+    }
+
+    /// Notes what the machine has for this pool, for what is decided from now on.
+    pub fn set_machine(&mut self, machine: Machine) {
+        self.machine = machine;
+    }
+
+    /// The processors, and the memory in MiB, that its VMs are given, whatever their state is.
+    pub fn given(&self) -> (u32, u64) {
+        let vms = u32::try_from(self.vms.len()).unwrap_or(u32::MAX);
+        (
+            vms.saturating_mul(self.policy.vcpus),
+            u64::from(vms).saturating_mul(self.policy.memory_mib),
+        )
+    }
+
+    /// Whether a VM is about to be gone.
+    pub fn has_stopping(&self) -> bool {
+        let is_stopping = |vm: &VmState| matches!(vm, VmState::Stopping);
+        self.vms.values().any(is_stopping)
+    }
+
+    /// Whether somebody waits for a VM that this machine has no room for.
+    pub fn lacks_room(&self) -> bool {
+        let hold = self.held.map(|held| held.hold);
+        hold.is_some_and(Hold::is_for_want_of_room) && !self.queue.has_no_lines()
     }
 
     /// The memory, in MiB, that VMs will take and have not taken yet.
@@ -89,7 +139,7 @@ impl Pool {
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         self.end_leases(|_, until| until <= now);
         let mut actions = match event {
-            Event::SessionOpened(session, claim) => self.session_opened(session, claim),
+            Event::SessionOpened(session, claim) => self.session_opened(now, session, claim),
             Event::SessionLeft(session, outputs) => {
                 self.session_left(now, session, outputs);
                 Vec::new()
@@ -99,7 +149,7 @@ impl Pool {
                 Vec::new()
             }
             Event::SessionReturned(session, claim) => {
-                self.session_returned(session, claim);
+                self.session_returned(now, session, claim);
                 Vec::new()
             }
             Event::Built(session, paths) => {
@@ -124,15 +174,19 @@ impl Pool {
                 Vec::new()
             }
             Event::Down(how) => self.down(how),
+            Event::DrainVm(vm) => self.drain(vm),
+            Event::MakeRoom => self.make_room_for_others(),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
         self.seat_waiting();
+        actions.extend(self.reject_late(now));
         if self.mode == Mode::Draining {
             actions.extend(self.reject_waiting(&Rejection::Down));
         }
         actions.extend(self.reject_bereft());
         actions.extend(self.assign_waiting(now));
         actions.extend(self.kill_spent());
+        actions.extend(self.stop_drained());
         actions.extend(self.scale(now));
         actions
     }
@@ -145,9 +199,9 @@ impl Pool {
         });
         boots
             .chain(self.idle_deadline())
+            .chain(self.wait_deadline())
             .chain(self.lease_deadline())
-            .chain(self.retry_deadline())
-            .chain(self.budget.recheck_at())
+            .chain(self.held.and_then(|held| held.look_again))
             .min()
     }
 
@@ -182,10 +236,21 @@ impl Pool {
 
     fn start_failed(&mut self, now: Instant, reason: String, retry: Retry) -> Vec<Action> {
         self.backoff.failed(now, reason.clone(), &self.policy);
-        if retry == Retry::Later && self.backoff.failures() < self.policy.max_start_failures {
+        if retry == Retry::Later && !self.is_degraded() {
             return Vec::new();
         }
         self.reject_waiting(&Rejection::StartFailed { reason })
+    }
+
+    /// Whether so many starts failed in a row that it is not an accident.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.backoff.failures() >= self.policy.max_start_failures
+    }
+
+    /// VMs that serve, or will.
+    fn live_vms(&self) -> usize {
+        let live = self.vms.values().filter(|vm| decision::is_live(vm));
+        live.count()
     }
 
     fn up(&mut self, count: u32) {
@@ -194,6 +259,7 @@ impl Pool {
         self.floor = self.floor.max(count).min(self.policy.up_limit.get());
         // Somebody asks for it now, perhaps after a repair: the next start need not wait.
         self.backoff.succeeded();
+        self.starts = Starts::default();
     }
 
     fn down(&mut self, how: Down) -> Vec<Action> {
@@ -241,7 +307,7 @@ impl Pool {
     }
 
     /// Sessions that have a VM or wait for one.
-    fn demand(&self) -> usize {
+    pub fn demand(&self) -> usize {
         self.vms.values().flat_map(VmState::sessions).count() + self.queue.len()
     }
 }

@@ -2,6 +2,7 @@
 //! its sessions until nobody has used it for a while.
 
 use super::claim::{Claim, Purpose};
+use super::line::Waiting;
 use super::vm::{Unreachable, VmState};
 use super::{Action, Pool, Rejection, SessionId, VmId};
 
@@ -17,16 +18,26 @@ impl Pool {
 
     /// Rejects those who wait for a VM that is not there any more.
     pub(super) fn reject_bereft(&mut self) -> Vec<Action> {
+        let is_bereft = |(_, waiting): &(SessionId, &Waiting)| {
+            let named = match waiting.claim.purpose {
+                Purpose::Pinned(id) => Some(id),
+                Purpose::Build | Purpose::Fetch(_) => None,
+            };
+            named.is_some_and(|id| self.is_gone(id))
+        };
+        let bereft = self.queue.bound().filter(is_bereft);
         let mut actions = Vec::new();
-        for waiting in std::mem::take(&mut self.queue) {
-            match waiting.claim.purpose {
-                Purpose::Pinned(id) if self.is_gone(id) => {
-                    let reason = self.unreachable(id, &waiting.claim, Unreachable::Gone);
-                    let session: SessionId = waiting.session;
-                    actions.push(Action::Reject { session, reason });
-                }
-                _ => self.queue.push_back(waiting),
-            }
+        for session in bereft.map(|(id, _)| id).collect::<Vec<_>>() {
+            let Some(Waiting {
+                claim,
+                home: Some(vm),
+                ..
+            }) = self.queue.remove(session)
+            else {
+                continue;
+            };
+            let reason = self.unreachable(vm, &claim, Unreachable::Gone);
+            actions.push(Action::Reject { session, reason });
         }
         actions
     }

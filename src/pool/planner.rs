@@ -1,61 +1,23 @@
-//! Which VM a session gets, how many VMs there should be, and which of them should go.
+//! How many VMs there should be, and which of them should go.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::claim::{Claim, Purpose};
+use super::claim::Claim;
 use super::policy::{Policy, Reuse, Share};
-use super::queue::Waiting;
 use super::vm::{ReadyVm, VmId, VmState};
 
 type Vms = BTreeMap<VmId, VmState>;
 
-/// The VM that a session waits for, where no other one is of use to it: the one that it has named, or the one that has what it
-/// comes to fetch. That is the one that is kept for its seat, or else the one on which the session of its seat that came
-/// before it has not ended yet.
-pub(super) fn home(vms: &Vms, waiting: &Waiting) -> Option<VmId> {
-    match waiting.claim.purpose {
-        Purpose::Build => return None,
-        Purpose::Pinned(id) => return Some(id),
-        Purpose::Fetch(_) => {}
-    }
-    let seat = &waiting.claim.seat;
-    // The sessions of a seat have one key, so the VM that has the outputs is of their kind. One that is not is nobody's home.
-    let alike = || ready(vms).filter(|(_, vm)| vm.share == waiting.claim.share);
-    let before = |vm: &ReadyVm| vm.last_session_before(waiting.session, seat);
-    let served = || alike().filter_map(|(id, vm)| Some((before(vm)?, id)));
-    alike()
-        .find(|(_, vm)| vm.leases.contains_key(seat))
-        .map(|(id, _)| id)
-        .or_else(|| served().max().map(|(_, id)| id))
-}
-
-/// Which VM a session gets now; none when it has to wait.
-pub(super) fn pick(vms: &Vms, waiting: &Waiting, policy: &Policy) -> Option<VmId> {
-    let claim = &waiting.claim;
-    if let Some(home) = home(vms, waiting) {
-        let vm = vms.get(&home)?.as_ready()?;
-        let has_room = vm.leases.contains_key(&claim.seat) || vm.has_free_slot(policy);
-        return has_room.then_some(home);
-    }
-    let client = &claim.seat.client;
-    // A client's own VM first, so that what nobody has used stays for the others; then the one with the fewest sessions,
-    // of these the oldest.
-    let rank = |id: VmId, vm: &ReadyVm| {
-        let is_others = policy.reuse == Reuse::Client && !vm.clients.contains(client);
-        (is_others, vm.sessions.len(), id)
-    };
-    ready(vms)
-        .filter(|(_, vm)| vm.has_free_slot(policy) && vm.may_take(claim, policy))
-        .map(|(id, vm)| rank(id, vm))
-        .min()
-        .map(|(_, _, id)| id)
-}
-
-/// The VMs that sessions with these claims need, none of which a VM that is there can serve: the kind of each, in the order
-/// of the sessions that need one more.
-pub(super) fn needs<'a>(claims: impl Iterator<Item = &'a Claim>, policy: &Policy) -> Vec<Share> {
+/// The first VMs that sessions with these claims need, none of which a VM that is there can serve: the kind of each, in the
+/// order of the sessions that need one more.
+pub(super) fn needs<'a>(
+    claims: impl Iterator<Item = &'a Claim>,
+    policy: &Policy,
+    most: usize,
+    mut closing: Closing<'a>,
+) -> Vec<Share> {
     let slots = policy.slots_per_vm.get() as usize;
     // How many sessions there are so far of those that may be on one VM.
     let mut companies: BTreeMap<(Share, &str), usize> = BTreeMap::new();
@@ -65,13 +27,49 @@ pub(super) fn needs<'a>(claims: impl Iterator<Item = &'a Claim>, policy: &Policy
             Reuse::Client => claim.seat.client.as_str(),
             Reuse::Never | Reuse::Always => "",
         };
+        if let Some(slots) = closing.get_mut(&(claim.share, client))
+            && *slots > 0
+        {
+            *slots -= 1;
+            continue;
+        }
         let company = companies.entry((claim.share, client)).or_default();
         if company.is_multiple_of(slots) || policy.reuse == Reuse::Never {
             needs.push(claim.share);
         }
         *company += 1;
+        if needs.len() == most {
+            break;
+        }
     }
     needs
+}
+
+/// Slots that are about to be free, by whom they may serve: a kind, and a client where it matters.
+pub(super) type Closing<'a> = BTreeMap<(Share, &'a str), usize>;
+
+/// The slots whose sessions' clients have gone, on VMs that are used again.
+pub(super) fn closing<'a>(vms: &'a Vms, policy: &Policy) -> Closing<'a> {
+    let mut closing = Closing::new();
+    for (_, vm) in ready(vms).filter(|(_, vm)| !vm.is_pinned && !vm.is_draining) {
+        let slots = vm.sessions.values().filter(|visit| visit.is_closing);
+        let client = match policy.reuse {
+            Reuse::Never => continue,
+            Reuse::Always => Some(""),
+            Reuse::Client => vm.clients.first().map(String::as_str),
+        };
+        let slots = slots.count();
+        if let Some(client) = client.filter(|_| slots > 0) {
+            *closing.entry((vm.share, client)).or_default() += slots;
+        }
+    }
+    closing
+}
+
+/// How many VMs that nobody has named serve somebody, or are kept for somebody.
+pub(super) fn busy(vms: &Vms) -> usize {
+    let is_busy = |vm: &ReadyVm| !vm.is_pinned && !vm.is_idle();
+    ready(vms).filter(|(_, vm)| is_busy(vm)).count()
 }
 
 /// How many VMs boot.
@@ -112,7 +110,8 @@ pub(super) fn supply(vms: &Vms, share: Share, policy: &Policy) -> usize {
 /// How many of the VMs that are to be there can serve. A VM at work, or kept for its outputs, is one of them whatever it
 /// sees; one that nobody uses only if it is of the kind that is kept; one that a client has named is none.
 pub(super) fn serving(vms: &Vms, share: Share) -> usize {
-    let counts = |vm: &ReadyVm| !vm.is_pinned && (vm.share == share || !vm.is_idle());
+    let counts =
+        |vm: &ReadyVm| !vm.is_pinned && !vm.is_draining && (vm.share == share || !vm.is_idle());
     ready(vms).filter(|(_, vm)| counts(vm)).count()
 }
 

@@ -1,9 +1,12 @@
 //! The limits and times that a pool keeps.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::claim::Claim;
 
 /// VMs that `up` may ask for where no maximum is configured: as many as a system has slots.
 pub const UP_LIMIT: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -92,6 +95,10 @@ pub struct Policy {
     pub warm: u32,
     /// How long a VM is kept for outputs that are still to be fetched from it.
     pub lease: Duration,
+    /// Processors that a VM is given.
+    pub vcpus: u32,
+    /// Memory that a VM is given, in MiB.
+    pub memory_mib: u64,
     /// What a VM takes of the host's memory, in MiB.
     pub memory_estimate_mib: u64,
     /// What of the host's available memory no start may touch, in MiB.
@@ -100,16 +107,30 @@ pub struct Policy {
     pub build_limits: BuildLimits,
     /// How long a VM without a session is kept.
     pub idle_timeout: Duration,
+    /// How long as many VMs stay as were wanted at a time.
+    pub scale_down_delay: Duration,
+    /// How long a session may wait for a VM.
+    pub wait_timeout: Option<Duration>,
     /// How long a VM may take to get ready before it is given up.
     pub boot_timeout: Duration,
     /// Sessions that may wait at a time; a further one is rejected.
     pub max_queued: usize,
+    /// Clients that are served before others, or after them: the higher, the sooner. Who is not in it has 0.
+    pub priorities: BTreeMap<String, i32>,
     /// Starts that may fail in a row before the sessions that wait are rejected with the reason.
     pub max_start_failures: u32,
     /// The pause after a first failed start; each further one is half as long again.
     pub retry_first: Duration,
     /// The longest pause between starts.
     pub retry_max: Duration,
+}
+
+impl Policy {
+    /// Whether a client is served before others: the higher, the sooner.
+    pub(super) fn priority_of(&self, claim: &Claim) -> i32 {
+        let priority = self.priorities.get(&claim.seat.client);
+        priority.copied().unwrap_or_default()
+    }
 }
 
 impl Default for Policy {
@@ -127,16 +148,24 @@ impl Default for Policy {
             // A client that fetches each output by a session of its own opens the next one within milliseconds; this is
             // for one whose machine is overloaded.
             lease: Duration::from_secs(10),
+            // Overridden from the profile.
+            vcpus: 1,
+            memory_mib: 2048,
             // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
             memory_estimate_mib: 512,
             memory_floor_mib: 1024,
             build_limits: BuildLimits::default(),
             // Buildkite's, ARC's and cluster-autoscaler's figure: starting costs seconds, idling costs memory only.
             idle_timeout: Duration::from_secs(10 * 60),
+            // Kubernetes' figure.
+            scale_down_delay: Duration::from_secs(5 * 60),
+            // Builds queue for hours.
+            wait_timeout: None,
             // An emulated boot takes 4 s on a quiet machine and was seen to take 40 s on one that is overloaded.
             boot_timeout: Duration::from_secs(5 * 60),
             // Far above any client's slots; bounds memory when something goes round in circles.
             max_queued: 4096,
+            priorities: BTreeMap::new(),
             max_start_failures: 3,
             retry_first: Duration::from_secs(10),
             retry_max: Duration::from_secs(5 * 60),

@@ -1,5 +1,6 @@
 //! What always holds, whatever happens in whatever order: random events in virtual time against a small model.
 
+mod growth;
 mod world;
 
 use std::collections::BTreeSet;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::claim::{Outputs, Purpose};
+use super::hold::Pressure;
 use super::policy::{Policy, Reuse, Share};
 use super::{Down, Event, Mode, Retry, VmId};
 use crate::nix::store_path::StorePath;
@@ -37,6 +39,12 @@ enum Step {
     },
     /// The host has this much memory available.
     Memory(Option<u64>),
+    /// What the kernel says of pressure, processors that are left, and whether another pool's sessions wait.
+    Machine(Option<Pressure>, Option<u32>, bool),
+    /// Another pool's sessions wait for room.
+    MakeRoom,
+    /// The n-th VM is taken out of service.
+    Drain(usize),
     /// The n-th VM that boots gets ready.
     Ready(usize),
     /// The n-th VM that boots, runs, or stops ends.
@@ -56,6 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..2, 0u8..4).prop_map(|(client, slot)| Step::SeatGone { client, slot }),
         5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
         1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
+        1 => machine(),
+        1 => Just(Step::MakeRoom),
+        1 => any::<usize>().prop_map(Step::Drain),
         5 => any::<usize>().prop_map(Step::Ready),
         2 => any::<usize>().prop_map(|n| Step::Exit(n, Retry::Later)),
         1 => any::<usize>().prop_map(|n| Step::Exit(n, Retry::Pointless)),
@@ -64,6 +75,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u32..6).prop_map(Step::Up),
         1 => prop_oneof![Just(Step::Down(Down::Drain)), Just(Step::Down(Down::Now))],
     ]
+}
+
+fn machine() -> impl Strategy<Value = Step> {
+    let pressure = prop_oneof![Just(Pressure::Memory), Just(Pressure::Cpu)];
+    let vcpus = prop::option::of(0u32..6);
+    (prop::option::of(pressure), vcpus, any::<bool>())
+        .prop_map(|(pressure, vcpus, others)| Step::Machine(pressure, vcpus, others))
 }
 
 fn open(purpose: impl Strategy<Value = Purpose>) -> impl Strategy<Value = Step> {
@@ -134,7 +152,7 @@ const OPEN: Step = Step::Open {
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_pool_keeps_its_limits_and_its_order(policy in policy(), steps in prop::collection::vec(step(), 1..200)) {

@@ -1,34 +1,20 @@
 //! Who waits, and who is given what.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::claim::{Claim, Purpose, Seat};
-use super::{Action, Mode, Pool, Rejection, SessionId, planner};
-
-/// A session that waits.
-#[derive(Clone, Debug)]
-pub(super) struct Waiting {
-    pub(super) session: SessionId,
-    /// What it wants, in the seat that has built what it comes to fetch.
-    pub(super) claim: Claim,
-    /// The seat that it came by.
-    own_seat: Seat,
-}
-
-impl Waiting {
-    fn new(session: SessionId, claim: Claim) -> Self {
-        let own_seat = claim.seat.clone();
-        Self {
-            session,
-            claim,
-            own_seat,
-        }
-    }
-}
+use super::offers::Offers;
+use super::status::whole_seconds;
+use super::vm::{ReadyVm, VmState};
+use super::{Action, Mode, Pool, Rejection, SessionId, VmId};
 
 impl Pool {
-    pub(super) fn session_opened(&mut self, session: SessionId, claim: Claim) -> Vec<Action> {
+    pub(super) fn session_opened(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        claim: Claim,
+    ) -> Vec<Action> {
         if claim.purpose == Purpose::Build {
             // The seat's last build is over for its client.
             self.end_leases(|seat, _| *seat == claim.seat);
@@ -43,69 +29,153 @@ impl Pool {
         {
             return vec![Action::Reject { session, reason }];
         }
-        self.queue.push_back(Waiting::new(session, claim));
+        if let Some(reason) = self.hopeless(now) {
+            return vec![Action::Reject { session, reason }];
+        }
+        let (named, priority) = (named(&claim), self.policy.priority_of(&claim));
+        self.queue.push(now, session, claim, priority);
+        self.queue.bind(session, named);
         Vec::new()
     }
 
-    pub(super) fn session_returned(&mut self, session: SessionId, claim: Claim) {
-        // Numbers are given in the order of arrival.
-        let place = self.queue.partition_point(|other| other.session < session);
-        self.queue.insert(place, Waiting::new(session, claim));
+    pub(super) fn session_returned(&mut self, now: Instant, session: SessionId, claim: Claim) {
+        let (named, priority) = (named(&claim), self.policy.priority_of(&claim));
+        self.queue.put_back(now, session, claim, priority);
+        self.queue.bind(session, named);
     }
 
-    /// Whether a session waits for a VM that is there, and would go to no other.
-    pub(super) fn has_home(&self, waiting: &Waiting) -> bool {
-        planner::home(&self.vms, waiting).is_some()
+    /// Why a session that comes now would wait for nothing: starts have failed for long, the next try is not due, and no VM
+    /// is there that could serve anybody.
+    fn hopeless(&self, now: Instant) -> Option<Rejection> {
+        let at = self.backoff.retry_at().filter(|at| *at > now)?;
+        let is_alone = self.mode == Mode::Open && self.live_vms() == 0;
+        (is_alone && self.is_degraded()).then(|| Rejection::Degraded {
+            failures: self.backoff.failures(),
+            retry_in_s: whole_seconds(at.saturating_duration_since(now)),
+            reason: self.backoff.reason().unwrap_or_default().to_owned(),
+        })
     }
 
-    /// Puts those who wait into the seats that have built what they come to fetch, as far as that is known by now.
-    pub(super) fn seat_waiting(&mut self) {
-        let mut queue = std::mem::take(&mut self.queue);
-        for waiting in &mut queue {
-            waiting.claim.seat.clone_from(&waiting.own_seat);
-            if let Some(seat) = self.seat_that_has(&waiting.claim) {
-                waiting.claim.seat = seat;
-            }
-        }
-        self.queue = queue;
-    }
-
-    /// Gives VMs to those who wait, first come first; who has to wait for a certain VM holds up nobody.
-    pub(super) fn assign_waiting(&mut self, now: Instant) -> Vec<Action> {
+    /// Rejects those who have waited too long.
+    pub(super) fn reject_late(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        for waiting in std::mem::take(&mut self.queue) {
-            let picked = planner::pick(&self.vms, &waiting, &self.policy);
-            let vm = picked.and_then(|id| Some((id, self.vms.get_mut(&id)?.as_ready_mut()?)));
-            let Some((id, vm)) = vm else {
-                self.queue.push_back(waiting);
-                continue;
-            };
-            let Waiting { session, claim, .. } = waiting;
-            let is_pinned = matches!(claim.purpose, Purpose::Pinned(_));
-            let fetch_only = vm.has_had_its_build(&self.policy) && !is_pinned;
-            vm.admit(now, session, claim);
-            actions.push(Action::Assign {
-                session,
-                vm: id,
-                fetch_only,
-            });
+        while let Some(after) = self.policy.wait_timeout
+            && let Some((since, session)) = self.queue.oldest()
+            && since + after <= now
+        {
+            self.queue.remove(session);
+            let reason = Rejection::WaitTimeout { after };
+            actions.push(Action::Reject { session, reason });
         }
         actions
+    }
+
+    /// When the next one has waited too long.
+    pub(super) fn wait_deadline(&self) -> Option<Instant> {
+        let (since, _) = self.queue.oldest()?;
+        self.policy.wait_timeout.map(|after| since + after)
+    }
+
+    /// Gives VMs to those who wait: each its own, and then to everybody else in their order. Who has to wait for a certain VM,
+    /// or for one of its kind, holds up nobody.
+    pub(super) fn assign_waiting(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        loop {
+            let before = actions.len();
+            actions.extend(self.assign_bound(now));
+            actions.extend(self.assign_lines(now));
+            // Where somebody has just come, there is the home of who fetches for the same seat.
+            if actions.len() == before || self.queue.fetching().next().is_none() {
+                return actions;
+            }
+            self.seat_waiting();
+        }
+    }
+
+    fn assign_bound(&mut self, now: Instant) -> Vec<Action> {
+        let bound = self.queue.bound();
+        let bound = bound.filter_map(|(session, waiting)| Some((session, waiting.home?)));
+        let mut actions = Vec::new();
+        for (session, home) in bound.collect::<Vec<_>>() {
+            let vm = self.vms.get(&home).and_then(VmState::as_ready);
+            let seat = self.queue.get(session).map(|waiting| &waiting.claim.seat);
+            let has_room = |vm: &ReadyVm| {
+                vm.has_free_slot(&self.policy)
+                    || seat.is_some_and(|seat| vm.leases.contains_key(seat))
+            };
+            if vm.is_some_and(has_room) {
+                actions.extend(self.assign(now, session, home));
+            }
+        }
+        actions
+    }
+
+    fn assign_lines(&mut self, now: Instant) -> Vec<Action> {
+        if self.queue.has_no_lines() {
+            return Vec::new();
+        }
+        let mut offers = Offers::of(&self.vms, &self.policy);
+        let mut picks: Vec<(SessionId, VmId, &Seat)> = Vec::new();
+        let mut order = self.queue.in_order();
+        while !offers.is_empty()
+            && let Some((session, waiting)) = order.next()
+        {
+            let claim = &waiting.claim;
+            // Its seat's VM is found in this moment.
+            let is_taken = |(.., seat): &(SessionId, VmId, &Seat)| **seat == claim.seat;
+            if claim.purpose.fetches() && picks.iter().any(is_taken) {
+                continue;
+            }
+            match offers.take(claim, &self.policy) {
+                Some(vm) => picks.push((session, vm, &claim.seat)),
+                None => order.leave_line(),
+            }
+        }
+        let picks = picks.into_iter().map(|(session, vm, _)| (session, vm));
+        let mut actions = Vec::new();
+        for (session, vm) in picks.collect::<Vec<_>>() {
+            actions.extend(self.assign(now, session, vm));
+        }
+        actions
+    }
+
+    fn assign(&mut self, now: Instant, session: SessionId, id: VmId) -> Option<Action> {
+        let vm = self.vms.get_mut(&id)?.as_ready_mut()?;
+        let claim = self.queue.serve(session)?.claim;
+        let is_pinned = matches!(claim.purpose, Purpose::Pinned(_));
+        let fetch_only = vm.has_had_its_build(&self.policy) && !is_pinned;
+        vm.admit(now, session, claim);
+        Some(Action::Assign {
+            session,
+            vm: id,
+            fetch_only,
+        })
     }
 
     /// Rejects those who wait for a VM that is to be started. Who waits for one that is there gets it; but a pool that is
     /// taken down lets its clients fetch, and nothing more.
     pub(super) fn reject_waiting(&mut self, reason: &Rejection) -> Vec<Action> {
-        let waiting = std::mem::take(&mut self.queue);
-        let may_stay = |who: &Waiting| who.claim.purpose.fetches() || *reason != Rejection::Down;
-        let (homed, homeless): (VecDeque<_>, VecDeque<_>) = waiting
-            .into_iter()
-            .partition(|who| self.has_home(who) && may_stay(who));
-        self.queue = homed;
-        let reject = |waiting: Waiting| Action::Reject {
-            session: waiting.session,
-            reason: reason.clone(),
-        };
-        homeless.into_iter().map(reject).collect()
+        self.seat_waiting();
+        let is_down = *reason == Rejection::Down;
+        let mut rejected: Vec<SessionId> = self.queue.in_order().map(|(id, _)| id).collect();
+        let bound = self.queue.bound();
+        let may_not_stay = bound.filter(|(_, who)| is_down && !who.claim.purpose.fetches());
+        rejected.extend(may_not_stay.map(|(id, _)| id));
+        rejected.sort_unstable();
+        let mut actions = Vec::new();
+        for session in rejected {
+            self.queue.remove(session);
+            let reason = reason.clone();
+            actions.push(Action::Reject { session, reason });
+        }
+        actions
+    }
+}
+
+/// The VM that a session has named.
+fn named(claim: &Claim) -> Option<VmId> {
+    match claim.purpose {
+        Purpose::Pinned(vm) => Some(vm),
+        Purpose::Build | Purpose::Fetch(_) => None,
     }
 }

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Shortage;
+use super::decision::{Decision, Figures};
+use super::hold::Hold;
 use super::policy::{Reuse, Share};
 use super::vm::VmState;
-use super::{Mode, Pool, SessionId, VmId, planner};
+use super::{Mode, Pool, SessionId, VmId};
 
 /// A pool at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,16 +33,25 @@ pub struct PoolStatus {
     pub demand: usize,
     /// The VMs, oldest first.
     pub vms: Vec<VmStatus>,
-    /// Sessions that wait, first come first.
+    /// Sessions that wait: those for one certain VM, and then the others in the order in which they are served.
     pub queued: Vec<QueuedStatus>,
+    /// What it goes by.
+    pub figures: Figures,
+    /// What it has decided last.
+    pub decision: Option<Decision>,
     /// Failed starts since the last good one.
     pub start_failures: u32,
+    /// Whether so many failed in a row that who comes is told so at once, until one works: a start is tried as often as the
+    /// back-off allows while somebody wants a VM.
+    pub degraded: bool,
     /// Why the last start failed, if it did.
     pub start_failure: Option<String>,
     /// How long until another start is tried, if one is being held back, in whole seconds.
     pub retry_in_s: Option<u64>,
     /// What the host's memory lacks for another VM, while that holds one back.
     pub shortage: Option<Shortage>,
+    /// What keeps a VM that is wanted from being started, whatever it is.
+    pub held: Option<Hold>,
 }
 
 /// A session that waits.
@@ -107,23 +118,32 @@ impl Pool {
                 .collect(),
             queued: self
                 .queue
-                .iter()
-                .map(|waiting| QueuedStatus {
-                    session: waiting.session,
+                .bound()
+                .chain(self.queue.in_order())
+                .map(|(session, waiting)| QueuedStatus {
+                    session,
                     share: waiting.claim.share,
-                    home: planner::home(&self.vms, waiting),
+                    home: waiting.home,
                 })
                 .collect(),
+            figures: self.figures(),
+            decision: self.last_decision.clone(),
             start_failures: self.backoff.failures(),
+            degraded: self.is_degraded(),
             start_failure: self.backoff.reason().map(str::to_owned),
             retry_in_s: self.retry_deadline().map(|at| whole_seconds(until(at))),
-            shortage: self.budget.shortage(),
+            shortage: match self.held.map(|held| held.hold) {
+                Some(Hold::Memory(shortage)) => Some(shortage),
+                _ => None,
+            },
+            held: self.held.map(|held| held.hold),
         }
     }
 
     fn vm_status(&self, id: VmId, vm: &VmState, now: Instant) -> VmStatus {
         let state = match (vm, self.mode) {
             (VmState::Booting { .. }, _) => VmStage::Booting,
+            (VmState::Ready(vm), _) if vm.is_draining => VmStage::Draining,
             (VmState::Ready(vm), _) if vm.is_leased() => VmStage::Leased,
             (VmState::Ready(vm), Mode::Open) if vm.is_pinned => VmStage::Pinned,
             (VmState::Ready(_), Mode::Open) => VmStage::Ready,
@@ -143,6 +163,6 @@ impl Pool {
 }
 
 /// Rounded up, so that a wait that is not over is never shown as none.
-fn whole_seconds(duration: Duration) -> u64 {
+pub(super) fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

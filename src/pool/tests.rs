@@ -1,16 +1,24 @@
 //! One test per rule of the pool.
 
+mod decisions;
+mod drain;
+mod failure;
+mod fairness;
 mod leases;
+mod machine;
 mod memory;
 mod outputs;
 mod pinned;
 mod reuse;
+mod scaling;
 mod share;
+mod status;
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::claim::{Claim, Outputs, Purpose, Seat};
+use super::hold::{Hold, Pressure};
 use super::policy::{Policy, Reuse, Share};
 use super::{Action, Down, Event, Exit, Pool, Rejection, Retry, SessionId, VmId};
 
@@ -248,68 +256,6 @@ fn a_stopping_vm_still_counts_against_the_maximum() {
 }
 
 #[test]
-fn three_failed_starts_in_a_row_reject_those_who_wait_with_the_reason() {
-    let (mut pool, mut now) = pool(4);
-    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
-    for vm in 1..=2 {
-        assert_eq!(
-            pool.handle(now, Event::VmExited(VmId(vm), failed("no agent"))),
-            []
-        );
-        now = pool.deadline().unwrap();
-        assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(vm + 1)]);
-    }
-    let third = pool.handle(now, Event::VmExited(VmId(3), failed("no agent")));
-    assert_eq!(third, [start_failed(1, "no agent")]);
-}
-
-#[test]
-fn a_session_that_comes_while_starts_fail_gets_one_more_try() {
-    let (mut pool, mut now) = pool(4);
-    pool.handle(now, open(1));
-    for vm in 1..=3 {
-        pool.handle(now, Event::VmExited(VmId(vm), failed("no agent")));
-        now = pool.deadline().unwrap_or(now);
-        pool.handle(now, Event::DeadlineReached);
-    }
-    assert_eq!(pool.handle(now, open(2)), []);
-    assert_eq!(pool.handle(now, open(3)), []);
-    now = pool.deadline().unwrap();
-    assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(4)]);
-    let got = pool.handle(now, Event::VmExited(VmId(4), failed("no agent")));
-    assert_eq!(
-        got,
-        [start_failed(2, "no agent"), start_failed(3, "no agent")]
-    );
-}
-
-#[test]
-fn a_start_that_cannot_be_helped_rejects_at_once() {
-    let (mut pool, now) = pool(4);
-    pool.handle(now, open(1));
-    let exit = Exit::Failed {
-        reason: "no image".to_owned(),
-        retry: Retry::Pointless,
-    };
-    assert_eq!(
-        pool.handle(now, Event::VmExited(VmId(1), exit)),
-        [start_failed(1, "no image")]
-    );
-}
-
-#[test]
-fn a_boot_that_takes_too_long_is_given_up() {
-    let (mut pool, now) = pool(1);
-    pool.handle(now, open(1));
-    let at = now + Policy::default().boot_timeout * 4 + Duration::from_secs(8 * 60);
-    assert_eq!(pool.deadline(), Some(at));
-    assert_eq!(
-        pool.handle(at, Event::DeadlineReached),
-        [Action::Kill(VmId(1))]
-    );
-}
-
-#[test]
 fn down_lets_sessions_end_and_rejects_those_who_wait() {
     let (mut pool, now) = pool(1);
     pool.handle(now, open(1));
@@ -359,42 +305,4 @@ fn a_full_queue_rejects() {
             reason
         }]
     );
-}
-
-#[test]
-fn status_shows_what_the_pool_knows() {
-    let (mut pool, now) = pool(1);
-    pool.handle(now, open(1));
-    pool.handle(now, Event::VmExited(VmId(1), failed("no agent")));
-    pool.handle(now, open(2));
-    let later = now + Duration::from_millis(500);
-    insta::assert_json_snapshot!(pool.status(later), @r#"
-    {
-      "mode": "open",
-      "max-vms": 1,
-      "up-limit": 1,
-      "kept": 0,
-      "reuse": "always",
-      "share": "host",
-      "warm": 0,
-      "demand": 2,
-      "vms": [],
-      "queued": [
-        {
-          "session": 1,
-          "share": "host",
-          "home": null
-        },
-        {
-          "session": 2,
-          "share": "host",
-          "home": null
-        }
-      ],
-      "start-failures": 1,
-      "start-failure": "no agent",
-      "retry-in-s": 10,
-      "shortage": null
-    }
-    "#);
 }

@@ -50,6 +50,10 @@ pub(super) struct ReadyVm {
     pub(super) is_pinned: bool,
     /// Seats whose outputs are still to be fetched here. Each keeps a slot free.
     pub(super) leases: BTreeMap<Seat, Lease>,
+    /// Whether it was of use to anybody.
+    pub(super) has_worked: bool,
+    /// Whether it takes no further sessions.
+    pub(super) is_draining: bool,
 }
 
 /// A session on a VM.
@@ -60,6 +64,12 @@ pub(super) struct Visit {
     pub(super) unfetched: Unfetched,
     /// Whether nothing is kept for its seat when it ends.
     pub(super) leaves_nothing: bool,
+    /// Since when it is there.
+    pub(super) since: Instant,
+    /// Whether it has built something.
+    pub(super) has_built: bool,
+    /// Whether its client has gone and nothing is kept for it: the slot is about to be free.
+    pub(super) is_closing: bool,
 }
 
 /// A seat's outputs that are waited for.
@@ -91,6 +101,8 @@ impl VmState {
             is_pinned: pinned_by.is_some(),
             clients: pinned_by.into_iter().collect(),
             leases: BTreeMap::new(),
+            has_worked: false,
+            is_draining: false,
         })
     }
 
@@ -99,6 +111,7 @@ impl VmState {
         let client = &claim.seat.client;
         let (share, is_others) = match self {
             Self::Stopping => return Err(Unreachable::Gone),
+            Self::Ready(vm) if vm.is_draining => return Err(Unreachable::Gone),
             Self::Booting {
                 share, pinned_by, ..
             } => (*share, pinned_by.as_ref().is_some_and(|by| by != client)),
@@ -184,7 +197,7 @@ impl ReadyVm {
     /// Whether it could serve any newcomer.
     pub(super) fn is_spare(&self, policy: &Policy) -> bool {
         let is_clean = self.clients.is_empty() || policy.reuse == Reuse::Always;
-        self.is_idle() && is_clean && !self.is_pinned
+        self.is_idle() && is_clean && !self.is_pinned && !self.is_draining
     }
 
     /// Whether it has done all that it may do.
@@ -198,32 +211,20 @@ impl ReadyVm {
         !self.clients.is_empty() && policy.reuse == Reuse::Never
     }
 
-    /// Whether it has a slot that nobody uses and that is kept for nobody.
-    pub(super) fn has_free_slot(&self, policy: &Policy) -> bool {
-        self.sessions.len() + self.leases.len() < policy.slots_per_vm.get() as usize
+    /// How many slots it has that nobody uses and that are kept for nobody.
+    pub(super) fn free_slots(&self, policy: &Policy) -> usize {
+        let taken = self.sessions.len() + self.leases.len();
+        (policy.slots_per_vm.get() as usize).saturating_sub(taken)
     }
 
-    /// Whether a new build may run on it: it shows what the session may see, and what has run on it before is no hindrance.
-    pub(super) fn may_take(&self, claim: &Claim, policy: &Policy) -> bool {
-        let is_clean_enough = match policy.reuse {
-            Reuse::Always => true,
-            Reuse::Client => self.is_only(&claim.seat.client),
-            Reuse::Never => self.clients.is_empty(),
-        };
-        self.share == claim.share && is_clean_enough && !self.is_pinned
+    /// Whether it has one.
+    pub(super) fn has_free_slot(&self, policy: &Policy) -> bool {
+        self.free_slots(policy) > 0
     }
 
     /// Whether nobody but this client has had it so far.
     fn is_only(&self, client: &str) -> bool {
         self.clients.iter().all(|other| other == client)
-    }
-
-    /// The last session of a seat on it that came before another session.
-    pub(super) fn last_session_before(&self, session: SessionId, seat: &Seat) -> Option<SessionId> {
-        self.sessions
-            .range(..session)
-            .rfind(|(_, visit)| visit.claim.seat == *seat)
-            .map(|(earlier, _)| *earlier)
     }
 
     /// Gives it to a session, with what its seat has left here.
@@ -234,6 +235,9 @@ impl ReadyVm {
         let visit = Visit {
             unfetched: lease.map(|lease| lease.unfetched).unwrap_or_default(),
             leaves_nothing: matches!(claim.purpose, Purpose::Pinned(_)),
+            since: now,
+            has_built: false,
+            is_closing: false,
             claim,
         };
         self.sessions.insert(session, visit);

@@ -95,6 +95,7 @@ fn an_idle_vm_costs_its_time_until_it_is_stopped() {
     let mut plan = plan(1);
     plan.policy.reuse = Reuse::Always;
     plan.policy.idle_timeout = Duration::from_secs(60);
+    plan.policy.scale_down_delay = Duration::from_secs(1);
     let found = simulated("0,riscv64,a,10\n1000,riscv64,a,10\n", &plan).configured;
     assert_eq!((found.starts, found.vm_seconds), (2, 71.0 + 11.0));
     let found = simulated("0,riscv64,a,10\n50,riscv64,a,10\n", &plan).configured;

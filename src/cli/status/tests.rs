@@ -7,7 +7,7 @@ use crate::nix::System;
 use crate::pool::budget::Shortage;
 use crate::pool::policy::Reuse;
 
-fn pool() -> SystemStatus {
+pub(in super::super) fn pool() -> SystemStatus {
     SystemStatus {
         system: System::Riscv64Linux,
         mode: Mode::Open,
@@ -20,10 +20,14 @@ fn pool() -> SystemStatus {
         inputs: InputsWay::Shared,
         vms: Vec::new(),
         sessions: Vec::new(),
+        figures: crate::pool::decision::Figures::default(),
+        decision: None,
         start_failures: 0,
+        degraded: false,
         start_failure: None,
         retry_in_s: None,
         shortage: None,
+        held: None,
     }
 }
 
@@ -59,6 +63,11 @@ fn status_says_why_starts_fail() {
     let expected = "riscv64-linux failed 2 times in a row: no agent\nnext start in 15s";
     assert_eq!(failure(&system).unwrap(), expected);
     assert_eq!(pool_row(&system)[1], "failing");
+    let degraded = SystemStatus {
+        degraded: true,
+        ..system
+    };
+    assert_eq!(pool_row(&degraded)[1], "degraded");
 }
 
 fn info() -> Info {
@@ -101,12 +110,13 @@ fn vms() -> Vec<VmView> {
     vec![vm, idle, leased]
 }
 
-fn session(id: u64, vm: Option<&str>, activity: &str) -> SessionView {
+pub(in super::super) fn session(id: u64, vm: Option<&str>, activity: &str) -> SessionView {
     SessionView {
         id,
         slot: format!("riscv64-0{id}"),
         client: "127.0.0.1:5".to_owned(),
         vm: vm.map(str::to_owned),
+        ahead: None,
         activity: activity.to_owned(),
         inputs: vm.map(|_| InputsView {
             asked: 3,
@@ -128,10 +138,10 @@ fn status_shows_pools_vms_sessions_and_builds() {
             session(1, Some("riscv64-1"), "building hello.drv"),
             session(2, None, for_home),
         ],
-        shortage: Some(Shortage {
+        held: Some(Hold::Memory(Shortage {
             available_mib: 812,
             needed_mib: 1536,
-        }),
+        })),
         ..pool()
     };
     let because = "riscv64-1 ended: QEMU was killed by signal 9".to_owned();

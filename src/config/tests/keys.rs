@@ -115,3 +115,17 @@ fn a_key_is_configured_once() {
          a key is told from others by itself: leave one of the two out"
     );
 }
+
+#[test]
+fn a_keys_priority_is_none_unless_it_is_given() {
+    let priority = |text: &str| {
+        let text = with_key("alice", ALICE) + text;
+        parse(&text).map(|config| config.keys[0].priority)
+    };
+    assert_eq!(priority("").unwrap(), 0);
+    assert_eq!(priority("priority = -5\n").unwrap(), -5);
+    assert_eq!(
+        refused(&(with_key("alice", ALICE) + "priority = 101\n")),
+        "xpool.toml:4: `priority` is 101 but must be from -100 to 100"
+    );
+}

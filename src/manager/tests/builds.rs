@@ -143,7 +143,7 @@ async fn a_build_is_told_of_as_it_happens() {
         let json = serde_json::to_value(next(&mut events).await).unwrap();
         told.push(json["event"].as_str().unwrap().to_owned());
     }
-    let expected = "session-opened vm-started vm-ready build-began progress build-ended session-closed vm-ended";
+    let expected = "session-opened decided vm-started vm-ready build-began progress build-ended session-closed vm-ended";
     assert_eq!(told.join(" "), expected);
     fixture.shutdown.now.cancel();
     assert_eq!(events.next().await, None, "told once");

@@ -46,3 +46,34 @@ async fn up_brings_what_there_is_memory_for_and_shows_what_is_missing() {
         .await;
     assert_eq!(status.systems[0].shortage, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_vm_of_another_system_makes_room_within_a_shared_budget() {
+    let other = System::Aarch64Linux;
+    let policies = [SYSTEM, other].map(|system| (system, policy(Reuse::Never, 2)));
+    let budget = MachineBudget {
+        vcpus: Some(1),
+        ..MachineBudget::default()
+    };
+    let fixture = Fixture::of(policies.into(), "/proc/meminfo".into(), budget);
+    fixture.handle.up(SYSTEM, 1).await.unwrap();
+    let count = |status: &Status, system| {
+        let of = status.systems.iter().find(|of| of.system == system);
+        of.unwrap()
+            .vms
+            .iter()
+            .filter(|vm| vm.boot_ms.is_some())
+            .count()
+    };
+    fixture.until(|status| count(status, SYSTEM) == 1).await;
+    let request = SessionRequest {
+        system: other,
+        slot: "aarch64-00".to_owned(),
+        ..request(0, false)
+    };
+    let mut ticket = fixture.handle.desk().open(request).await.unwrap();
+    assert_eq!(granted(&mut ticket).await.0, "aarch64-1");
+    fixture.until(|status| count(status, SYSTEM) == 0).await;
+    drop(ticket);
+    fixture.until(|status| count(status, SYSTEM) == 1).await;
+}

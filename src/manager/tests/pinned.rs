@@ -168,3 +168,24 @@ async fn a_seat_that_is_gone_keeps_no_vm() {
         .until(|status| status.systems[0].vms.is_empty())
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_drained_ends_with_its_session_and_another_one_is_unknown() {
+    let fixture = Fixture::with(policy(Reuse::Always, 1), "/nonexistent".into());
+    let mut first = fixture.open().await;
+    assert_eq!(granted(&mut first).await.0, "riscv64-1");
+    let refused = fixture
+        .handle
+        .drain("riscv64-7")
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "there is no VM `riscv64-7`: there is riscv64-1"
+    );
+    fixture.handle.drain("riscv64-1").await.unwrap().unwrap();
+    let mut second = fixture.open_by(1, false).await;
+    drop(first);
+    assert_eq!(granted(&mut second).await.0, "riscv64-2");
+}

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Step;
 use crate::nix::store_path::StorePath;
+use crate::pool::budget::Machine;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
 use crate::pool::policy::{Policy, Share};
 use crate::pool::{Down, Event, Exit, Pool, Retry, SessionId, VmId};
@@ -47,7 +48,14 @@ pub(super) struct World {
     pub(super) served: BTreeSet<SessionId>,
     /// VMs that were ever started.
     pub(super) boots: usize,
-    memory: Option<u64>,
+    /// How often a client was passed over by another one since it was served, with a VM of a kind.
+    passed: BTreeMap<(String, String, Share), u32>,
+    /// What the machine has; its memory is what the host has available.
+    machine: Machine,
+    /// VMs that take no further sessions.
+    drained: BTreeSet<VmId>,
+    /// Whether another pool's sessions want an idle VM to go.
+    makes_room: bool,
     sessions: u64,
     shutting_down: bool,
     is_urgent: bool,
@@ -72,7 +80,10 @@ impl World {
             shares: BTreeMap::new(),
             served: BTreeSet::new(),
             boots: 0,
-            memory: None,
+            passed: BTreeMap::new(),
+            machine: Machine::default(),
+            drained: BTreeSet::new(),
+            makes_room: false,
             sessions: 0,
             shutting_down: false,
             is_urgent: false,
@@ -110,7 +121,28 @@ impl World {
                 self.send(Event::SeatGone(seat));
             }
             Step::Close(n, outputs) => self.close(n, outputs),
-            Step::Memory(available) => self.memory = available,
+            Step::Memory(available) => self.machine.available_mib = available,
+            Step::Machine(pressure, vcpus, others_wait) => {
+                let available_mib = self.machine.available_mib;
+                self.machine = Machine {
+                    available_mib,
+                    vcpus,
+                    pressure,
+                    others_wait,
+                    ..Machine::default()
+                };
+            }
+            Step::MakeRoom => {
+                self.makes_room = true;
+                self.send(Event::MakeRoom);
+                self.makes_room = false;
+            }
+            Step::Drain(n) => {
+                if let Some(vm) = nth(self.vms.iter(), n) {
+                    self.drained.insert(vm);
+                    self.send(Event::DrainVm(vm));
+                }
+            }
             Step::Ready(n) => {
                 if let Some(vm) = nth(self.vms.iter().filter(|vm| *vm.1 == Life::Boots), n) {
                     self.vms.insert(vm, Life::Runs);
@@ -171,6 +203,7 @@ impl World {
         let users = self.users.get(&vm).into_iter().flatten();
         let mut clients = users.map(|seat| &seat.client).chain(self.pinned.get(&vm));
         is_there
+            && !self.drained.contains(&vm)
             && self.shares[&vm] == claim.share
             && clients.all(|client| *client == claim.seat.client)
     }
@@ -226,7 +259,9 @@ impl World {
         }
         self.waiting.retain(|waiting| *waiting != session);
         self.leaving = self.running.remove(&session);
-        self.send(Event::SessionLeft(session, outputs));
+        if self.leaving.is_some() {
+            self.send(Event::SessionLeft(session, outputs));
+        }
         self.leaving = None;
         self.send(Event::SessionClosed(session, outputs));
     }
@@ -249,6 +284,7 @@ impl World {
         for session in lost.into_keys().filter(|session| session.0 % 2 == 0) {
             let place = self.waiting.partition_point(|waiting| *waiting < session);
             self.waiting.insert(place, session);
+            self.passed.clear();
             let claim = self.claims[&session].clone();
             self.send(Event::SessionReturned(session, claim));
         }
@@ -268,7 +304,7 @@ impl World {
             );
             deadlines += 1;
             if deadlines % 20 == 0 {
-                self.memory = None;
+                self.machine = Machine::default();
             }
             assert!(deadlines < 10_000, "no end of deadlines");
         }
@@ -276,7 +312,7 @@ impl World {
     }
 
     pub(super) fn send(&mut self, event: Event) -> usize {
-        self.pool.set_available_memory(self.memory);
+        self.pool.set_machine(self.machine);
         let actions = self.pool.handle(self.now, event);
         self.check_together(&actions);
         for action in &actions {
@@ -288,7 +324,7 @@ impl World {
 
     /// Lets the world run on its own until nothing is left to happen: boots succeed, what stops is gone, sessions end.
     pub(super) fn settle(&mut self) {
-        self.memory = None;
+        self.machine = Machine::default();
         for _ in 0..10_000 {
             if let Some(vm) = nth(self.vms.iter().filter(|vm| *vm.1 == Life::Boots), 0) {
                 self.vms.insert(vm, Life::Runs);

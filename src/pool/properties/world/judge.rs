@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Life, World};
 use crate::pool::claim::{Claim, Purpose};
+use crate::pool::hold::Pressure;
 use crate::pool::policy::{Reuse, Share};
 use crate::pool::{Action, Event, SessionId, VmId};
 
@@ -16,7 +17,11 @@ impl World {
             _ => None,
         });
         let stops = actions.iter().filter_map(|action| match action {
-            Action::PowerDown(vm) if !self.pinned.contains_key(vm) => Some(self.shares[vm]),
+            Action::PowerDown(vm)
+                if !self.pinned.contains_key(vm) && !self.drained.contains(vm) =>
+            {
+                Some(self.shares[vm])
+            }
             _ => None,
         });
         let (boots, stops): (BTreeSet<Share>, BTreeSet<Share>) = (boots.collect(), stops.collect());
@@ -56,7 +61,10 @@ impl World {
             Action::Kill(vm) => {
                 let life = self.vms.insert(*vm, Life::Stops);
                 assert!(
-                    life == Some(Life::Boots) || self.is_urgent || self.may_be_killed(*vm),
+                    life == Some(Life::Boots)
+                        || self.is_urgent
+                        || (self.makes_room && !self.running.values().any(|at| at == vm))
+                        || self.may_be_killed(*vm),
                     "killed {vm:?}: {life:?}"
                 );
                 self.running.retain(|_, at| at != vm);
@@ -88,8 +96,22 @@ impl World {
         let needed = policy.memory_floor_mib + policy.memory_estimate_mib * starts;
         // 16. Never a start without memory for it.
         assert!(
-            self.memory.is_none_or(|memory| memory >= needed),
+            self.machine
+                .available_mib
+                .is_none_or(|memory| memory >= needed),
             "no memory for {vm:?}"
+        );
+        // 25. Never a start beyond the budget, or while programs wait for memory, and under `MakeRoom` none for nobody.
+        let taken = u32::try_from(self.vms.len()).unwrap_or(u32::MAX) + 1;
+        let taken = taken * policy.vcpus;
+        assert!(
+            self.machine.vcpus.is_none_or(|vcpus| vcpus >= taken),
+            "no processor for {vm:?}"
+        );
+        assert_ne!(self.machine.pressure, Some(Pressure::Memory), "{vm:?}");
+        assert!(
+            !self.machine.others_wait || !self.waiting.is_empty(),
+            "{vm:?} is for nobody, and others wait"
         );
         let was = self.vms.insert(vm, Life::Boots);
         assert_eq!(was, None, "{vm:?} was there already");
@@ -108,6 +130,12 @@ impl World {
 
     fn assign(&mut self, session: SessionId, vm: VmId) {
         assert_eq!(self.vms.get(&vm), Some(&Life::Runs), "{vm:?} is not ready");
+        // 26. What is taken out of service takes nobody but who comes back for outputs, or had named it before.
+        let is_expected = self.claims[&session].purpose != Purpose::Build;
+        assert!(
+            !self.drained.contains(&vm) || is_expected,
+            "{session:?} on {vm:?}"
+        );
         let claim = self.claims[&session].clone();
         // 18. No session ever gets a VM of the other kind.
         assert_eq!(self.shares[&vm], claim.share, "{session:?} on {vm:?}");
@@ -115,14 +143,26 @@ impl World {
         let comes_home = self.is_home(vm, &claim);
         let place = self.waiting.iter().position(|waiting| *waiting == session);
         let place = place.expect("it waits");
-        // 4. No session is overtaken by one that could wait for the same VM.
-        for earlier in self.waiting.range(..place).filter(|_| !comes_home) {
+        // 4. No session is overtaken by one of its client's that could wait for the same VM.
+        let is_clients = |id: &&SessionId| {
+            let other = &self.claims[*id];
+            other.seat.client == claim.seat.client && other.share == claim.share
+        };
+        let earlier = self.waiting.range(..place).filter(is_clients);
+        for earlier in earlier.filter(|_| !comes_home) {
             let earlier_claim = &self.claims[earlier];
             let could_have_it = match earlier_claim.purpose {
                 Purpose::Pinned(named) => named == vm,
                 _ => !self.has_home(*earlier) && self.is_open_to(vm, earlier_claim),
             };
             assert!(!could_have_it, "{session:?} overtook {earlier:?} on {vm:?}");
+        }
+        // Whether who comes home had to wait for a turn is the pool's to know.
+        let is_served = (claim.seat.client.clone(), claim.share);
+        self.passed
+            .retain(|(loser, _, kind), _| (loser, kind) != (&is_served.0, &is_served.1));
+        if !comes_home {
+            self.check_turn(session, vm);
         }
         if let Some((home, until)) = self.leases.get(&claim.seat) {
             assert!(
@@ -153,11 +193,36 @@ impl World {
         self.used_since.insert(vm, self.now);
     }
 
+    /// Property 24. Who could have had what another client gets is next, or after one more turn, or after the one that the other
+    /// client had back: nobody is passed over for ever.
+    fn check_turn(&mut self, session: SessionId, vm: VmId) {
+        let winner = self.claims[&session].seat.client.clone();
+        let share = self.shares[&vm];
+        let could_have_it = |other: &&SessionId| {
+            let claim = &self.claims[*other];
+            claim.seat.client != winner
+                && !matches!(claim.purpose, Purpose::Pinned(_))
+                && !self.has_home(**other)
+                && self.is_open_to(vm, claim)
+        };
+        let losers = self.waiting.iter().filter(could_have_it);
+        let losers: BTreeSet<String> = losers
+            .map(|other| self.claims[other].seat.client.clone())
+            .collect();
+        for loser in losers {
+            let passed = self.passed.entry((loser, winner.clone(), share));
+            let passed = passed.or_default();
+            *passed += 1;
+            assert!(*passed <= 3, "{session:?} has {vm:?}: {:?}", self.passed);
+        }
+    }
+
     /// Whether a VM takes any session of this kind and client.
     fn is_open_to(&self, vm: VmId, claim: &Claim) -> bool {
         let users = self.users.get(&vm).into_iter().flatten();
         let is_alike = self.shares[&vm] == claim.share;
         is_alike
+            && !self.drained.contains(&vm)
             && !self.pinned.contains_key(&vm)
             && match self.pool.policy.reuse {
                 Reuse::Always => true,
@@ -221,7 +286,7 @@ impl World {
         }
         // 11. A second look at the same moment finds nothing new.
         let mut again = self.pool.clone();
-        again.set_available_memory(self.memory);
+        again.set_machine(self.machine);
         assert_eq!(again.handle(self.now, Event::DeadlineReached), []);
     }
 }

@@ -1,0 +1,72 @@
+//! What each pool is told of the machine, which all of them share.
+
+use std::time::Instant;
+
+use super::system::ManagedSystem;
+use super::{Manager, now};
+use crate::nix::System;
+use crate::pool::Event;
+use crate::pool::budget::Machine;
+use crate::vm::VmBackend;
+
+impl<B: VmBackend> Manager<B> {
+    /// Does something to a system's pool, which first hears what the machine has for it now: any event may start a VM.
+    pub(super) fn with_machine(&mut self, name: System, act: impl FnOnce(&mut ManagedSystem<B>)) {
+        let machine = self.machine_for(name, now());
+        if let Some(system) = self.systems.get_mut(&name) {
+            system.pool.set_machine(machine);
+            act(system);
+        }
+    }
+
+    /// What the machine has for a system's VMs beside those of the others.
+    fn machine_for(&mut self, name: System, now: Instant) -> Machine {
+        let available = self.memory.available_mib();
+        let pressure = self.pressure.pressure(&self.budget);
+        let others = self.systems.iter().filter(|(other, _)| **other != name);
+        let others: Vec<&ManagedSystem<B>> = others.map(|(_, system)| system).collect();
+        let promised: u64 = others
+            .iter()
+            .map(|other| other.pool.promised_memory_mib(now))
+            .sum();
+        let taken = others.iter().map(|other| other.pool.given());
+        let (vcpus, memory_mib) = taken.fold((0_u32, 0_u64), |sum, given| {
+            (sum.0.saturating_add(given.0), sum.1.saturating_add(given.1))
+        });
+        Machine {
+            available_mib: available.map(|mib| mib.saturating_sub(promised)),
+            vcpus: self.budget.vcpus.map(|most| most.saturating_sub(vcpus)),
+            memory_mib: self
+                .budget
+                .memory_mib
+                .map(|most| most.saturating_sub(memory_mib)),
+            pressure,
+            others_wait: others.iter().any(|other| other.pool.lacks_room()),
+        }
+    }
+
+    /// Where sessions of a system wait for room, an idle VM of another one goes: one at a time, until there is room.
+    pub(super) fn make_room(&mut self) {
+        let lacks = |system: &ManagedSystem<B>| system.pool.lacks_room();
+        let lacking = self.systems.iter().find(|(_, system)| lacks(system));
+        let Some(lacking) = lacking.map(|(name, _)| *name) else {
+            return;
+        };
+        // There may be room by now.
+        self.with_machine(lacking, |system| {
+            system.handle(now(), Event::DeadlineReached);
+        });
+        let is_going = self
+            .systems
+            .values()
+            .any(|system| system.pool.has_stopping());
+        if is_going || !self.systems.get(&lacking).is_some_and(lacks) {
+            return;
+        }
+        let idle = self.systems.iter().filter(|(name, _)| **name != lacking);
+        let idle = idle.filter_map(|(name, system)| Some((system.pool.idle_for_others()?, *name)));
+        if let Some((_, name)) = idle.min() {
+            self.with_machine(name, |system| system.handle(now(), Event::MakeRoom));
+        }
+    }
+}

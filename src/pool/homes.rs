@@ -1,0 +1,92 @@
+//! Where those belong who come to fetch: looked up once for all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claim::{Claim, Purpose, Seat};
+use super::policy::Share;
+use super::unfetched::Unfetched;
+use super::vm::{VmId, VmState};
+use super::{Pool, SessionId, planner};
+
+/// What is known of the VMs, by who may come for it.
+struct Homes<'a> {
+    /// The VM that is kept for a seat.
+    leased: BTreeMap<(Share, &'a Seat), VmId>,
+    /// Where each session of a seat is.
+    visits: BTreeMap<(Share, &'a Seat), BTreeSet<(SessionId, VmId)>>,
+    /// What each seat has built.
+    built: BTreeMap<(Share, &'a str), Vec<(&'a Seat, &'a Unfetched)>>,
+}
+
+impl<'a> Homes<'a> {
+    fn of(vms: &'a BTreeMap<VmId, VmState>) -> Self {
+        let mut homes = Self {
+            leased: BTreeMap::new(),
+            visits: BTreeMap::new(),
+            built: BTreeMap::new(),
+        };
+        for (id, vm) in planner::ready(vms) {
+            for seat in vm.leases.keys() {
+                homes.leased.entry((vm.share, seat)).or_insert(id);
+            }
+            for (session, visit) in &vm.sessions {
+                let visits = homes.visits.entry((vm.share, &visit.claim.seat));
+                visits.or_default().insert((*session, id));
+            }
+            for (seat, unfetched) in vm.unfetched() {
+                let built = homes.built.entry((vm.share, seat.client.as_str()));
+                built.or_default().push((seat, unfetched));
+            }
+        }
+        homes
+    }
+
+    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
+    /// its own may have built it.
+    fn seat_that_has(&self, claim: &Claim, own_seat: &Seat) -> Option<&'a Seat> {
+        let Purpose::Fetch(Some(path)) = &claim.purpose else {
+            return None;
+        };
+        let built = self.built.get(&(claim.share, own_seat.client.as_str()))?;
+        let may_be_own =
+            |(seat, unfetched): &(&Seat, &Unfetched)| *seat == own_seat && unfetched.may_have(path);
+        if built.iter().any(may_be_own) {
+            return None;
+        }
+        let has_it = |(_, unfetched): &&(&Seat, &Unfetched)| unfetched.has(path);
+        built.iter().find(has_it).map(|(seat, _)| *seat)
+    }
+
+    /// The VM that has what a session of this seat comes to fetch: the one that is kept for the seat, or else the one on which
+    /// the session of the seat that came before it has not ended yet. The sessions of a seat have one key, so that VM is of
+    /// their kind; one that is not is nobody's home.
+    fn home(&self, session: SessionId, share: Share, seat: &Seat) -> Option<VmId> {
+        let leased = self.leased.get(&(share, seat)).copied();
+        leased.or_else(|| {
+            let visits = self.visits.get(&(share, seat))?;
+            let before = visits.range(..(session, VmId(0))).next_back();
+            before.map(|(_, id)| *id)
+        })
+    }
+}
+
+impl Pool {
+    /// Puts those who come to fetch into the seats that have built it, and notes their VMs, as far as that is known by now.
+    pub(super) fn seat_waiting(&mut self) {
+        if self.queue.fetching().next().is_none() {
+            return;
+        }
+        let homes = Homes::of(&self.vms);
+        let seated = self.queue.fetching().map(|(session, waiting)| {
+            let claim = &waiting.claim;
+            let seat = homes.seat_that_has(claim, &waiting.own_seat);
+            let seat = seat.unwrap_or(&waiting.own_seat);
+            let home = homes.home(session, claim.share, seat);
+            (session, seat.clone(), home)
+        });
+        for (session, seat, home) in seated.collect::<Vec<_>>() {
+            self.queue.reseat(session, &seat);
+            self.queue.bind(session, home);
+        }
+    }
+}
