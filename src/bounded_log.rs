@@ -42,17 +42,35 @@ impl BoundedLog {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Writes all of a chunk or nothing, after this head where the log has none yet.
+    pub fn write_whole(&mut self, head: &[u8], chunk: &[u8]) -> io::Result<()> {
+        self.make_room(chunk.len())?;
+        let before = self.written;
+        let head = if before == 0 { head } else { &[] };
+        self.write_all(&[head, chunk].concat()).inspect_err(|_| {
+            // A full disk may have taken a part.
+            if self.file.set_len(before).is_ok() {
+                self.written = before;
+            }
+        })
+    }
+
+    fn make_room(&mut self, length: usize) -> io::Result<()> {
+        if self.written > 0 && self.written + length as u64 > self.limit {
+            let mut old = self.path.as_os_str().to_owned();
+            old.push(".old");
+            std::fs::rename(&self.path, old)?;
+            self.file = File::options().create(true).append(true).open(&self.path)?;
+            self.written = 0;
+        }
+        Ok(())
+    }
 }
 
 impl Write for BoundedLog {
     fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        if self.written + chunk.len() as u64 > self.limit {
-            let mut old = self.path.as_os_str().to_owned();
-            old.push(".old");
-            std::fs::rename(&self.path, old)?;
-            self.file = File::create(&self.path)?;
-            self.written = 0;
-        }
+        self.make_room(chunk.len())?;
         let written = self.file.write(chunk)?;
         self.written += written as u64;
         Ok(written)
@@ -77,5 +95,18 @@ mod tests {
         }
         let size = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().len();
         assert_eq!([size("console.log"), size("console.log.old")], [100, 100]);
+    }
+
+    #[test]
+    fn each_file_of_a_log_has_its_head() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = BoundedLog::append(&path, 20).unwrap();
+        for _ in 0..5 {
+            log.write_whole(b"head\n", b"12345\n").unwrap();
+        }
+        let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(text("log.old"), "head\n12345\n12345\n");
+        assert_eq!(text("log"), "head\n12345\n");
     }
 }

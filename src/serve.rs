@@ -29,6 +29,7 @@ use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
 use crate::pool::policy::{Policy, Share};
+use crate::record;
 use crate::shell;
 use crate::shutdown::Shutdown;
 use crate::state::{self, StateLock};
@@ -61,6 +62,9 @@ pub struct OwnKey {
 /// How long the last answers of the control API may take.
 const CONTROL_END: Duration = Duration::from_secs(5);
 
+/// How long the last lines of a trace may take.
+const RECORD_END: Duration = Duration::from_secs(5);
+
 /// Runs the manager until `shutdown`; `ready` is called when it serves.
 pub async fn run(
     config: Config,
@@ -81,6 +85,7 @@ pub async fn run(
     let unix = state::listen(&paths.control_socket())?;
     let local = LocalTransport::bind(&config, paths)?;
     let shells = state::listen(&paths.shell_socket())?;
+    let recording = config.trace.as_deref().map(record::start).transpose()?;
     let files = ClientFiles::write(&config, paths, &keys)?;
 
     let info = Info {
@@ -93,7 +98,10 @@ pub async fn run(
     let factory = factory(&config, paths);
     let policies = policies(&config);
     let (manager, handle) = Manager::new(policies, &factory);
-    let manager = manager.with_budget(config.budget);
+    let mut manager = manager.with_budget(config.budget);
+    if let Some((desk, _)) = &recording {
+        manager = manager.with_record(desk);
+    }
     let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);
@@ -113,6 +121,11 @@ pub async fn run(
     held.await?;
 
     info!("every VM is gone");
+    if let Some((desk, written)) = recording {
+        drop(desk);
+        // A disk that hangs does not keep the manager.
+        let _ = tokio::time::timeout(RECORD_END, written).await;
+    }
     // They end with the manager, and take away what Nix is told.
     files.await?;
     end.cancel();

@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 14] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -30,6 +30,28 @@ const RULES: [Rule; 13] = [
             "crate::vm",
             "crate::config",
             "tracing",
+        ],
+        except: &[],
+    },
+    // A simulation asks the core, and nobody else.
+    Rule {
+        path: "simulate",
+        words: &[
+            "tokio",
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::env",
+            "std::thread",
+            "Instant::now",
+            "SystemTime",
+            "tracing",
+            "crate::manager",
+            "crate::vm",
+            "crate::config",
+            "crate::record",
+            "crate::output",
+            "crate::cli",
         ],
         except: &[],
     },

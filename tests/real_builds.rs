@@ -78,8 +78,23 @@ fn a_build_is_seen(nix: &Nix) {
 
 #[test]
 fn a_build_is_seen_while_it_runs_and_remembered_when_it_has_ended() {
-    let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
+    let config = "[pool]\nmax-vms = 1\n[trace]\nfile = \"[DIR]/trace.csv\"\n";
+    let (installation, _serving) = started(config);
     a_build_is_seen(&Nix::new(&installation));
+    a_build_is_in_the_trace(&installation);
+}
+
+/// The one that was there, with a work of 4 seconds and more.
+fn a_build_is_in_the_trace(installation: &Installation) {
+    let trace = installation.path().join("trace.csv");
+    let lines = || std::fs::read_to_string(&trace).map_or(0, |text| text.lines().count());
+    installation.until("the build is in the trace", || lines() > 1);
+    assert_eq!(lines(), 2);
+    let said = installation.ok(&["simulate", "--json", trace.to_str().unwrap()]);
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["trace"]["builds"], 1, "{said}");
+    let work = report["trace"]["work-s"].as_f64().unwrap();
+    assert!((4.0..60.0).contains(&work), "{said}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use common::matrix::{Client, SYSTEM, VERSIONS, clients, each, installed};
-use common::nix::{Nix, Version, derivation, started};
+use common::nix::{Nix, Transport, Version, derivation, started};
 use common::{Installation, namespace, skip};
 
 /// Few, so that clients wait for each other's builds as well.
@@ -319,5 +319,54 @@ fn a_vm_that_is_kept_checks_builds_and_says_which_are_not_the_same_again() {
     let (installation, _serving) = started(&pool);
     for client in &clients(&installation) {
         checked_in_the_guest(client);
+    }
+}
+
+/// Puts a file into the VM of this name, has something made of it there, and takes that out into a store that has neither.
+fn copies_in_and_out(client: &Client<'_>, vm: &str) {
+    let there = client.uri_of_vm(vm);
+    let file = client.file("file");
+    fs::write(&file, format!("from {}\n", client.name)).unwrap();
+    let own = client.nix.store.to_str().unwrap().to_owned();
+    let nix = |command: &str, args: &[&str]| {
+        let mut nix = client.nix.program(command);
+        client.ok(nix.args(args)).0.trim_end().to_owned()
+    };
+    let added = ["--store", &own, "--add", file.to_str().unwrap()];
+    let path = nix("nix-store", &added);
+    nix("nix", &["copy", "--store", &own, "--to", &there, &path]);
+
+    let input = format!("input = builtins.storePath {path};");
+    let script = "read -r line < $input; echo $line, and back > $out";
+    let expression = derivation(SYSTEM, "and-back", &input, script);
+    let build = ["--store", &there, "--no-out-link", "-E", &expression];
+    let result = nix("nix-build", &build);
+
+    let second = client.file("another-store");
+    let to = second.to_str().unwrap();
+    let copy = ["copy", "--no-check-sigs", "--from", &there, "--to", to];
+    nix("nix", &[&copy[..], &[&result]].concat());
+    let copied = second.join(result.trim_start_matches('/'));
+    let expected = format!("from {}, and back\n", client.name);
+    assert_eq!(fs::read_to_string(copied).unwrap(), expected);
+}
+
+#[test]
+fn every_client_copies_to_and_from_a_machine_that_it_names() {
+    let test = "every_client_copies_to_and_from_a_machine_that_it_names";
+    let Some((installation, _serving)) = installed(test, 1, TWO_VMS) else {
+        return;
+    };
+    installation.ok(&["up", "riscv64", "--count", "2"]);
+    each(&clients(&installation), |client| {
+        // The two ways count as two keys, and a machine serves one.
+        let vm = match client.transport {
+            Transport::Ssh => "riscv64-1",
+            Transport::Local => "riscv64-2",
+        };
+        copies_in_and_out(client, vm);
+    });
+    for vm in installation.list(SYSTEM, "vms") {
+        assert_eq!(vm["state"], "pinned");
     }
 }

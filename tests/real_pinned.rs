@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::nix::{Nix, Version, derivation, sleeper, started, stderr};
+use common::nix::{Nix, derivation, sleeper, started, stderr};
 use common::{ended, namespace};
 
 const SYSTEM: &str = "riscv64-linux";
@@ -43,10 +43,11 @@ fn added(nix: &Nix, name: &str) -> String {
     ok(nix, command.arg(file))
 }
 
-fn one_machine_is_one_store(version: Version) {
+#[test]
+fn what_one_command_puts_into_a_machine_the_next_one_finds_there() {
     let (installation, _serving) = started("[pool]\nmax-vms = 2\n");
     installation.ok(&["up", "riscv64"]);
-    let nix = Nix::of(version, &installation);
+    let nix = Nix::new(&installation);
     let own = nix.store.to_str().unwrap().to_owned();
 
     ok(&nix, &mut nix_in(&nix, VM, &["store", "ping"]));
@@ -106,19 +107,6 @@ fn one_machine_is_one_store(version: Version) {
     let said = stderr(&asked.unwrap());
     let expected = "xpool: there is no VM riscv64-77: there is riscv64-1";
     assert!(said.contains(expected), "{said}");
-}
-
-#[test]
-fn what_one_command_puts_into_a_machine_the_next_one_finds_there() {
-    one_machine_is_one_store(Version::Own);
-}
-
-#[test]
-fn what_one_command_of_a_newer_nix_puts_into_a_machine_the_next_one_finds_there() {
-    if namespace::skipped("a machine's store for a newer Nix") {
-        return;
-    }
-    one_machine_is_one_store(Version::Newer);
 }
 
 /// A client that connects anew for each output (2.26 does, 2.8 does not). The machine would be kept for longer than a test

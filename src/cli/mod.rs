@@ -12,6 +12,7 @@ mod machines;
 mod nix_version;
 mod problem;
 mod serve;
+mod simulate;
 mod ssh;
 mod start;
 mod status;
@@ -124,6 +125,8 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Run a shell or a command in a VM, to look around
     Ssh(ssh::SshArgs),
+    /// Say how long builds of a recorded or invented day would wait, and what VMs it would take
+    Simulate(simulate::SimulateArgs),
     /// Make, list and check guest images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -233,6 +236,7 @@ impl Cli {
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Ssh(args) => return ssh::run(&context, args).await,
+            Command::Simulate(args) => simulate::run(&context, &args),
             Command::Image(command) => image::run(&context, &command).await,
             Command::Connect(args) => connect::run(&context, &args).await,
             Command::Serve(args) => serve::run(&context, &args).await,

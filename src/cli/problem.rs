@@ -8,6 +8,7 @@ use crate::install::{DamagedBlock, MadeElsewhere, NotIncluded};
 use crate::nix::machines::UnfitPath;
 use crate::serve::{CannotListen, OwnKey};
 use crate::shell::client::{BROKEN, ShellError};
+use crate::simulate::trace::{self, TraceError};
 use crate::state::StateInUse;
 use crate::vm::host::HostError;
 
@@ -72,6 +73,10 @@ impl Problem {
                 let hint = "it is for clients on this machine: whoever comes from elsewhere needs a key of their own";
                 problem.hints.push(hint.to_owned());
             }
+            if let Some(error) = cause.downcast_ref::<TraceError>() {
+                problem.exit_code = USAGE;
+                problem.hints.extend(trace_hint(error));
+            }
             if cause.is::<StateInUse>() {
                 let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir`, and `--config` with another port, run one beside it";
                 problem.hints.push(hint.to_owned());
@@ -107,6 +112,18 @@ impl Problem {
             ControlError::Socket { .. } | ControlError::Refused(_) => {}
         }
     }
+}
+
+/// What a trace should have looked like.
+fn trace_hint(error: &TraceError) -> Option<String> {
+    let is_of_form = !matches!(error, TraceError::Unreadable(_) | TraceError::Large);
+    is_of_form.then(|| {
+        format!(
+            "a trace begins with the line `{}`; then each build has one such as `{}`",
+            trace::HEAD,
+            trace::EXAMPLE
+        )
+    })
 }
 
 /// What to do where Nix's or ssh's configuration cannot be changed, or cannot name what it should.

@@ -18,6 +18,10 @@ pub(super) struct ServeArgs {
     /// Leave the terminal, log to this file, and print one word when serving; what `xpool up` starts
     #[arg(long, value_name = "LOG", hide = true)]
     background: Option<PathBuf>,
+    /// Record each build that ends, for `xpool simulate`: when it was wanted, of which system, by whom, how long it took. At
+    /// 16 MiB the file becomes FILE.old and another one begins [default: `file` of [trace] in xpool.toml]
+    #[arg(long, value_name = "FILE")]
+    record_trace: Option<PathBuf>,
 }
 
 impl ServeArgs {
@@ -31,7 +35,10 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     if background {
         rustix::process::setsid().context("leaving the terminal's session")?;
     }
-    let config = context.config()?;
+    let mut config = context.config()?;
+    if let Some(file) = &args.record_trace {
+        config.trace = Some(std::path::absolute(file).context("the trace")?);
+    }
     let shutdown = Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
     let printer = context.printer;

@@ -35,6 +35,11 @@ impl ConfigError {
         }
     }
 
+    /// The same error, of something that has no lines.
+    pub(super) fn without_line(self) -> Self {
+        Self { line: None, ..self }
+    }
+
     /// The same error, with what to do about it.
     pub(super) fn with_hint(mut self, hint: &str) -> Self {
         self.hint = Some(hint.to_owned());

@@ -4,6 +4,7 @@ mod check;
 pub mod client;
 mod error;
 pub mod keys;
+mod overrides;
 mod raw;
 pub mod vm;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 use keys::ClientKey;
+pub use overrides::{NoOverride, Overrides};
 use raw::RawConfig;
 use vm::{Network, VmProfile};
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
     pub store_root: Option<PathBuf>,
+    /// Where what is built when is recorded, if it is.
+    pub trace: Option<PathBuf>,
     /// What VMs of all systems may have together.
     pub budget: MachineBudget,
     /// Each system's pool.
@@ -136,6 +140,15 @@ impl Host {
 impl Config {
     /// Reads the files that there are; without any, everything has a default.
     pub fn load(paths: &Paths, host: &Host) -> Result<Self, ConfigError> {
+        Self::load_with(paths, host, &Overrides::default())
+    }
+
+    /// The same, with other values for every system's pool.
+    pub fn load_with(
+        paths: &Paths,
+        host: &Host,
+        overrides: &Overrides,
+    ) -> Result<Self, ConfigError> {
         let (file, text) = match paths.config() {
             ConfigFile::Named(file) => (file, Some(read(file)?)),
             ConfigFile::Usual(file) => (file, read_if_there(file)?),
@@ -144,7 +157,14 @@ impl Config {
         for system in System::ALL {
             profiles.insert(system, load_profile(&paths.vm_profile(system), system)?);
         }
-        Self::parse(file, text.as_deref().unwrap_or(""), profiles, host)
+        let text = text.as_deref().unwrap_or("");
+        let config = Self::parse(file, text, profiles.clone(), host)?;
+        // What is wrong in the file is known by now: whatever is, is so by what overrides it.
+        let overridden = overrides.systems(&raw(file, text)?, profiles, host)?;
+        Ok(Self {
+            systems: overridden.unwrap_or(config.systems),
+            ..config
+        })
     }
 
     /// Checks a text without any file; for the fuzz targets.
@@ -162,17 +182,12 @@ impl Config {
         profiles: BTreeMap<System, VmProfile>,
         host: &Host,
     ) -> Result<Self, ConfigError> {
-        let raw: RawConfig =
-            toml::from_str(text).map_err(|error| ConfigError::toml(file, text, &error))?;
+        let raw = raw(file, text)?;
         let error_at = |span, message| ConfigError::value(file, text, span, message);
         let at = |value: &toml::Spanned<u32>, message| error_at(value.span(), message);
         let mut systems = BTreeMap::new();
         for (system, profile) in profiles {
-            let own = match system {
-                System::Aarch64Linux => &raw.systems.aarch64_linux,
-                System::Riscv64Linux => &raw.systems.riscv64_linux,
-            };
-            let merged = own.clone().or(&raw.pool);
+            let merged = raw.pool_of(system);
             systems.insert(system, check::pool(&merged, profile, host, at)?);
         }
         let listen = match &raw.gateway.listen {
@@ -184,16 +199,35 @@ impl Config {
             parse_root(root.get_ref())
                 .map_err(|message| ConfigError::value(file, text, root.span(), message))
         });
+        let trace = raw.trace.file.as_ref().map(|trace| {
+            let path = PathBuf::from(trace.get_ref());
+            let wrong = || {
+                format!(
+                    "`file` is `{}` but must be an absolute path",
+                    path.display()
+                )
+            };
+            let is_fit = path.is_absolute();
+            is_fit
+                .then_some(&path)
+                .ok_or_else(|| error_at(trace.span(), wrong()))
+                .cloned()
+        });
         Ok(Self {
             listen,
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
+            trace: trace.transpose()?,
             budget: check::budget(&raw.budget, at)?,
             systems,
             keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),
         })
     }
+}
+
+fn raw(file: &Path, text: &str) -> Result<RawConfig, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::toml(file, text, &error))
 }
 
 fn parse_root(given: &str) -> Result<Option<PathBuf>, String> {

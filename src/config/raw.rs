@@ -7,6 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::vm::Network;
+use crate::nix::System;
 use crate::pool::policy::{Reuse, Share};
 
 #[derive(Debug, Default, Deserialize)]
@@ -15,12 +16,24 @@ pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
     pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
+    pub(super) trace: RawTrace,
     pub(super) budget: RawBudget,
     /// For every system.
     pub(super) pool: RawPool,
     pub(super) systems: RawSystems,
     /// By name.
     pub(super) keys: BTreeMap<toml::Spanned<String>, RawKey>,
+}
+
+impl RawConfig {
+    /// What is said of a system's pool, by its own section or the one for all.
+    pub(super) fn pool_of(&self, system: System) -> RawPool {
+        let own = match system {
+            System::Aarch64Linux => &self.systems.aarch64_linux,
+            System::Riscv64Linux => &self.systems.riscv64_linux,
+        };
+        own.clone().or(&self.pool)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +91,12 @@ pub(super) struct RawSystems {
     pub(super) aarch64_linux: RawPool,
     #[serde(rename = "riscv64-linux")]
     pub(super) riscv64_linux: RawPool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawTrace {
+    pub(super) file: Option<toml::Spanned<String>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

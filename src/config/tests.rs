@@ -282,17 +282,32 @@ fn unknown_values_are_named_with_the_nearest_known_one() {
 }
 
 #[test]
+fn a_trace_has_an_absolute_path() {
+    let trace = |text: &str| parse(text).map(|config| config.trace);
+    assert_eq!(trace("").unwrap(), None);
+    let file = trace("[trace]\nfile = \"/var/lib/xpool/trace.csv\"").unwrap();
+    assert_eq!(file, Some("/var/lib/xpool/trace.csv".into()));
+    let error = trace("\n[trace]\nfile = \"trace.csv\"")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with(":3: `file` is `trace.csv` but must be an absolute path"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_budget_is_for_all_systems_and_has_no_limit_of_its_own() {
     let budget = parse("").unwrap().budget;
     assert_eq!((budget.vcpus, budget.memory_mib), (None, None));
     assert_eq!(
         (budget.memory_pressure, budget.cpu_pressure),
-        (Some(20), Some(95))
+        (Some(20), None)
     );
-    let text = "[budget]\nvcpus = 4\nmemory-mib = 8192\ncpu-pressure = 100\n";
+    let text = "[budget]\nvcpus = 4\nmemory-mib = 8192\ncpu-pressure = 95\n";
     let budget = parse(text).unwrap().budget;
     assert_eq!((budget.vcpus, budget.memory_mib), (Some(4), Some(8192)));
-    assert_eq!(budget.cpu_pressure, None);
+    assert_eq!(budget.cpu_pressure, Some(95));
     assert_eq!(
         refused("[budget]\nmemory-pressure = 0\n"),
         "xpool.toml:2: `memory-pressure` is 0 but must be from 1 to 100"

@@ -22,6 +22,7 @@ mod telling;
 pub mod ticket;
 mod view;
 mod waiting;
+pub mod worked;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use status::Status;
 use supervisor::VmNews;
 use system::ManagedSystem;
 use ticket::{NewSession, SessionDesk, SessionReport};
+use worked::WorkedDesk;
 
 use crate::nix::System;
 use crate::pool::budget::MachineBudget;
@@ -160,6 +162,15 @@ impl<B: VmBackend> Manager<B> {
     #[must_use]
     pub fn with_meminfo(mut self, meminfo: PathBuf) -> Self {
         self.memory = HostMemory::new(meminfo);
+        self
+    }
+
+    /// Tells there what sessions have had built.
+    #[must_use]
+    pub fn with_record(mut self, desk: &WorkedDesk) -> Self {
+        for system in self.systems.values_mut() {
+            system.worked = Some(desk.clone());
+        }
         self
     }
 

@@ -26,8 +26,10 @@ pub(super) struct ManagedSession {
     pub(super) vm: Option<VmId>,
     /// Whether it may only fetch there what was built.
     pub(super) fetch_only: bool,
-    /// Whether it was given a way into the VM: then something may have been done there.
-    pub(super) has_hop: bool,
+    /// When it was given a way into the VM: from then on something may have been done there.
+    pub(super) granted: Option<Instant>,
+    /// Whether it has begun to build something, or may have.
+    pub(super) has_built: bool,
     /// Whether its front end has let go of it: then only the VM's slot is still to be freed.
     pub(super) is_over: bool,
     /// How often its VM ended before that.
@@ -55,7 +57,8 @@ impl ManagedSession {
         }
     }
 
-    fn purpose(&self) -> Purpose {
+    /// What it wants.
+    pub(super) fn purpose(&self) -> Purpose {
         match (self.named_vm(), &self.request.first) {
             (Some(vm), _) => Purpose::Pinned(vm),
             (None, First::Output(path)) => Purpose::Fetch(path.clone()),
@@ -92,8 +95,12 @@ impl ManagedSession {
 
     /// Takes note of what is done in it.
     pub(super) fn note(&mut self, report: SessionReport) {
-        if let SessionReport::Activity(activity) = report {
-            self.activity = activity;
+        match report {
+            SessionReport::Activity(activity) => self.activity = activity,
+            SessionReport::BuildBegan(_) | SessionReport::NotUnderstood => self.has_built = true,
+            SessionReport::Progress(_)
+            | SessionReport::BuildEnded(_)
+            | SessionReport::Fetched(_) => {}
         }
     }
 
@@ -108,7 +115,7 @@ impl ManagedSession {
 
     /// Whether nothing was done for it yet and its client is still there.
     pub(super) fn can_be_returned(&self) -> bool {
-        !self.has_hop && self.returns < MOST_RETURNS && !self.updates.is_closed()
+        self.granted.is_none() && self.returns < MOST_RETURNS && !self.updates.is_closed()
     }
 
     /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.

@@ -147,6 +147,8 @@ async fn serve<V: RunningVm>(
     let mut shells = Shells::default();
     // Pauses and ends that are under way. They wait for the VM's monitor, and nothing waits for them.
     let mut errands = JoinSet::new();
+    // Hops that are opened before somebody asks for them. The VM runs meanwhile.
+    let mut aheads = JoinSet::new();
     let idle_now = || pauses.then(|| Instant::now() + REST_AFTER);
     let mut rest_at = idle_now();
     // Why the VM has to go, when that is not its own or the manager's doing.
@@ -176,9 +178,14 @@ async fn serve<V: RunningVm>(
                 Some(VmCommand::Kill) | None => vm.kill(),
             },
             Some(Ok((session, ended))) = sessions.join_next() => {
-                slots.free(session);
+                let slot = slots.free(session);
                 match ended {
-                    Ok(()) => news(VmNews::SlotFree(session)),
+                    Ok(()) => {
+                        news(VmNews::SlotFree(session));
+                        if let Some(slot) = slot {
+                            aheads.spawn(open_ahead(resting.clone(), slot));
+                        }
+                    }
                     Err(error) => {
                         // A VM that has ended closes no port, and its end says why.
                         if let Some(exit) = vm.ended().now_or_never() {
@@ -207,6 +214,11 @@ async fn serve<V: RunningVm>(
                 errands.spawn(rest(resting.clone()));
             }
             Some(_) = errands.join_next() => {}
+            Some(_) = aheads.join_next() => {
+                if sessions.is_empty() && shells.is_empty() {
+                    rest_at = idle_now();
+                }
+            }
         }
     };
     // A spent VM is killed before its last session is released.
@@ -218,6 +230,7 @@ async fn serve<V: RunningVm>(
     shells.vm_ended(&exit).await;
     sessions.shutdown().await;
     errands.shutdown().await;
+    aheads.shutdown().await;
     let reason = match (exit, broken) {
         (_, Some(error)) => error,
         (VmExit::Died(cause), None) => cause,
@@ -238,6 +251,22 @@ async fn at(time: Option<Instant>) {
 
 async fn rest<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
     vm.rest().await;
+}
+
+/// Opens the next session's hop. Where that fails, the session tries again, and is told.
+async fn open_ahead<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>, slot: u32) {
+    let opened = match vm.enter().await {
+        Ok(()) => vm.vm().open_ahead(slot).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = opened {
+        debug!(
+            slot,
+            error = format!("{error:#}"),
+            "no hop was opened ahead"
+        );
+    }
+    vm.leave().await;
 }
 
 async fn power_down<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
@@ -336,11 +365,13 @@ impl Slots {
         }
     }
 
-    fn free(&mut self, session: SessionId) {
-        for slot in &mut self.0 {
-            if slot.as_ref().is_some_and(|(holder, _)| *holder == session) {
-                *slot = None;
-            }
-        }
+    /// Takes the slot back from a session; which one it is.
+    fn free(&mut self, session: SessionId) -> Option<u32> {
+        let has_it = |slot: &Option<(SessionId, _)>| {
+            slot.as_ref().is_some_and(|(holder, _)| *holder == session)
+        };
+        let index = self.0.iter().position(has_it)?;
+        self.0[index] = None;
+        u32::try_from(index).ok()
     }
 }

@@ -13,6 +13,7 @@ use super::session::{ManagedSession, watch_session};
 use super::status::BuildView;
 use super::supervisor::{VmCommand, VmNews};
 use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
+use super::worked::WorkedDesk;
 use super::{News, SessionNews, VmFactory};
 use crate::nix::{System, slot};
 use crate::pool::claim::Outputs;
@@ -35,6 +36,8 @@ pub(super) struct ManagedSystem<B> {
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
     /// Whether memory held a VM back when it was last looked at.
     pub(super) is_short: bool,
+    /// Where it is told what sessions have had built, if somebody wants to know.
+    pub(super) worked: Option<WorkedDesk>,
     /// Whether starts had failed for long then.
     pub(super) is_degraded: bool,
 }
@@ -75,6 +78,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             vms,
             sessions,
             is_short: false,
+            worked: None,
             is_degraded: false,
         }
     }
@@ -151,7 +155,8 @@ impl<B: VmBackend> ManagedSystem<B> {
             opened: now,
             vm: None,
             fetch_only: false,
-            has_hop: false,
+            granted: None,
+            has_built: false,
             is_over: false,
             returns: 0,
             activity: String::new(),
@@ -216,7 +221,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                 if let (Some(session), Some(vm)) =
                     (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
-                    session.has_hop = true;
+                    session.granted = Some(now);
                     let taker = inputs.filter(|_| !session.fetch_only);
                     let inputs = session.look_up.take().zip(taker);
                     session.tell(SessionUpdate::Granted(Grant {
@@ -312,6 +317,9 @@ impl<B: VmBackend> ManagedSystem<B> {
                 let why = format!("{vm} ended: {cause}");
                 self.builds.session_ended(session_id, &why);
                 if !session.is_over {
+                    if let Some(desk) = &self.worked {
+                        desk.note(now, self.system, &session);
+                    }
                     self.tell_closed(session_id);
                 }
                 session.tell(SessionUpdate::VmGone {
@@ -352,6 +360,9 @@ impl<B: VmBackend> ManagedSystem<B> {
             SessionNews::Dropped => {
                 info!(session = id.0, "session closed");
                 session.is_over = true;
+                if let Some(desk) = &self.worked {
+                    desk.note(now, self.system, session);
+                }
                 self.builds.session_ended(id, "the client left");
                 self.events
                     .tell(|| Happening::SessionClosed { session: id.0 });

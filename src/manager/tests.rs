@@ -8,6 +8,7 @@ mod rest;
 mod reuse;
 mod share;
 mod shell;
+mod worked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -16,8 +17,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::status::Status;
 use super::ticket::{First, Grant, SessionRequest, SessionTicket, SessionUpdate, Share};
+use super::worked::{Worked, WorkedDesk};
 use super::{Downed, Manager, ManagerHandle, VmFactory};
 use crate::nix::System;
 use crate::pool::Down;
@@ -38,6 +42,7 @@ struct Fixture {
     handle: ManagerHandle,
     shutdown: Shutdown,
     running: tokio::task::JoinHandle<()>,
+    worked: mpsc::Receiver<Worked>,
 }
 
 impl Fixture {
@@ -64,7 +69,8 @@ impl Fixture {
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),
         };
         let (manager, handle) = Manager::new(policies, &factory);
-        let manager = manager.with_budget(budget);
+        let (desk, worked) = WorkedDesk::channel();
+        let manager = manager.with_record(&desk).with_budget(budget);
         let shutdown = Shutdown::default();
         let running = tokio::spawn(manager.with_meminfo(meminfo).run(shutdown.clone()));
         Self {
@@ -73,6 +79,7 @@ impl Fixture {
             handle,
             shutdown,
             running,
+            worked,
         }
     }
 

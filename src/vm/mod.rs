@@ -135,6 +135,9 @@ pub trait RunningVm: Send + Sync + 'static {
     /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
     fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
 
+    /// Opens what [`Self::open_hop`] will give for a slot that is free, so that who asks does not wait.
+    fn open_ahead(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
+
     /// Starts a program in the guest for a person, one at a time, whatever else goes on there.
     fn open_shell(
         &self,

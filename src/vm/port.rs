@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::agent::{Agent, GuestPid};
 use super::command::port_id;
@@ -16,6 +16,7 @@ use super::hop::{Hop, PortOnRequest, QUIET_TURNS, pump};
 use super::machine::EndWatch;
 use super::port_state::{PortState, SessionFailed};
 use super::qmp::Qmp;
+use super::ready;
 use super::start::DEATH_LIMIT;
 use super::thaw::Thaw;
 use super::wait::within;
@@ -39,6 +40,9 @@ pub(super) struct Port {
     end: EndWatch,
     /// One permit: who has it uses the port, until the guest has closed it.
     free: Arc<Semaphore>,
+    /// A hop that nobody has asked for yet, over which the nix-daemon has answered. Locked while one is opened, and who wants
+    /// one has to wait for that in any case.
+    ahead: Mutex<Option<Hop>>,
 }
 
 impl Port {
@@ -57,7 +61,37 @@ impl Port {
             agent,
             end,
             free: Arc::new(Semaphore::new(1)),
+            ahead: Mutex::new(None),
         }
+    }
+
+    /// The hop that was opened ahead, or else a new one.
+    pub(super) async fn take_hop(self: &Arc<Self>) -> anyhow::Result<Hop> {
+        let mut ahead = self.ahead.lock().await;
+        match ahead.take().filter(Hop::is_quiet) {
+            Some(hop) => Ok(hop),
+            None => self.open_hop().await,
+        }
+    }
+
+    /// Keeps an open hop for who asks for one next.
+    pub(super) async fn keep(&self, hop: Hop) {
+        *self.ahead.lock().await = Some(hop);
+    }
+
+    /// Closes the hop that was opened ahead.
+    pub(super) async fn drop_kept(&self) {
+        self.ahead.lock().await.take();
+    }
+
+    /// Opens a hop for who asks for one next, up to the nix-daemon's answer: on an emulated processor that takes as long as a
+    /// small build.
+    pub(super) async fn open_ahead(self: &Arc<Self>) -> anyhow::Result<()> {
+        let mut ahead = self.ahead.lock().await;
+        if ahead.is_none() {
+            *ahead = Some(ready::daemon_still_answers(self.open_hop()).await?);
+        }
+        Ok(())
     }
 
     /// Opens a session into the guest's nix-daemon. Cancel safe: a hop that nobody takes is closed again.

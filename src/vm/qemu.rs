@@ -1,6 +1,6 @@
 //! The backend that runs VMs in QEMU on this machine, and the VM that it returns.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -41,9 +41,6 @@ pub(super) struct Guest {
     /// The way to make paths valid, in a guest that sees the host's store.
     pub(super) registrar: Option<Registrar>,
     pub(super) shell: Arc<ShellPorts>,
-    /// The hop over which the nix-daemon has shown that it answers: the first session over the first port need not wait for
-    /// another one.
-    pub(super) first_hop: Mutex<Option<Hop>>,
 }
 
 impl VmBackend for Qemu {
@@ -123,11 +120,6 @@ impl QemuVm {
             .with_context(|| format!("running `{program}` in the guest"))?
     }
 
-    fn take_first_hop(&self) -> Option<Hop> {
-        let hop = &self.guest.first_hop;
-        hop.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
     fn port(&self, slot: u32) -> anyhow::Result<&Arc<Port>> {
         if let Some(exit) = self.machine.end_watch().so_far() {
             return Err(gone(&exit));
@@ -142,15 +134,7 @@ impl QemuVm {
 
 impl RunningVm for QemuVm {
     async fn open_hop(&self, slot: u32) -> anyhow::Result<Hop> {
-        let opened = if slot == 0 {
-            self.take_first_hop()
-        } else {
-            None
-        };
-        if let Some(hop) = opened.filter(Hop::is_quiet) {
-            return Ok(hop);
-        }
-        match self.port(slot)?.open_hop().await {
+        match self.port(slot)?.take_hop().await {
             Ok(hop) => Ok(hop),
             Err(error) => match within("QEMU's death", DEATH_LIMIT, self.machine.ended()).await {
                 Ok(end) => Err(gone(&end.exit)),
@@ -166,10 +150,13 @@ impl RunningVm for QemuVm {
     }
 
     async fn slot_released(&self, slot: u32) -> anyhow::Result<()> {
-        if slot == 0 {
-            drop(self.take_first_hop());
-        }
-        self.port(slot)?.released().await
+        let port = self.port(slot)?;
+        port.drop_kept().await;
+        port.released().await
+    }
+
+    async fn open_ahead(&self, slot: u32) -> anyhow::Result<()> {
+        self.port(slot)?.open_ahead().await
     }
 
     async fn open_shell(&self, program: ShellProgram) -> anyhow::Result<Shell> {

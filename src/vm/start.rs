@@ -1,6 +1,6 @@
 //! Brings a VM up, from its image or from a template: one requirement after another, and nothing left if one is not met.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -166,6 +166,8 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             Origin::Template(_) => self.thaw(first, &agent).await?,
             Origin::Image | Origin::ToBeSaved(_) => self.wait_for_daemon(first, &agent).await?,
         };
+        // The nix-daemon has shown over it that it answers: the first session need not wait for another one.
+        first.keep(first_hop).await;
         if let (Some(registrar), Origin::Image) = (&registrar, origin) {
             self.next(Requirement::StoreIsThere);
             registrar.start(&agent).await?;
@@ -177,7 +179,6 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             ports,
             registrar,
             shell: Arc::new(shell),
-            first_hop: Mutex::new(Some(first_hop)),
         })
     }
 

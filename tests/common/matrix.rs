@@ -113,6 +113,11 @@ impl Client<'_> {
         self.nix.machines.split(' ').next().unwrap()
     }
 
+    /// The same for the VM of this name, by the same way.
+    pub fn uri_of_vm(&self, vm: &str) -> String {
+        self.uri().replace(&self.slots[0], &format!("vm-{vm}"))
+    }
+
     /// Sessions in its slots.
     pub fn sessions(&self) -> Vec<serde_json::Value> {
         let mut sessions = self.nix.installation.list(SYSTEM, "sessions");

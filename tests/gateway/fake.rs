@@ -87,6 +87,10 @@ impl RunningVm for FakeVm {
         Ok(())
     }
 
+    async fn open_ahead(&self, _slot: u32) -> Result<()> {
+        Ok(())
+    }
+
     async fn open_shell(&self, _: ShellProgram) -> Result<Shell> {
         bail!("these VMs have no shells")
     }

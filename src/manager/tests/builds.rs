@@ -5,7 +5,7 @@ use crate::manager::events::{EventStream, Happening};
 use crate::manager::status::{BuildOutcome, BuildView, CpuTime};
 use crate::manager::ticket::{BuildBegan, BuildEnded, BuildProgress, SessionReport};
 
-fn began(name: &str) -> SessionReport {
+pub(super) fn began(name: &str) -> SessionReport {
     SessionReport::BuildBegan(BuildBegan {
         derivation: format!("/nix/store/8bz3i8cqlvgmgsv2njsm40kwqjb3f8ys-{name}.drv"),
         outputs: Vec::new(),
@@ -29,7 +29,7 @@ fn ended() -> SessionReport {
 }
 
 /// A session that has its VM and tells this.
-async fn telling(fixture: &Fixture, reports: &[SessionReport]) -> (SessionTicket, Hop) {
+pub(super) async fn telling(fixture: &Fixture, reports: &[SessionReport]) -> (SessionTicket, Hop) {
     let mut ticket = fixture.open().await;
     let (_, hop) = granted(&mut ticket).await;
     for report in reports {

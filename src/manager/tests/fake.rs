@@ -134,6 +134,11 @@ impl RunningVm for FakeVm {
         Ok(())
     }
 
+    async fn open_ahead(&self, _slot: u32) -> anyhow::Result<()> {
+        self.note("open ahead");
+        Ok(())
+    }
+
     async fn open_shell(&self, _program: ShellProgram) -> anyhow::Result<Shell> {
         self.note("open shell");
         let (near, guest): (Vec<_>, Vec<_>) = (0..SHELL_STREAMS)

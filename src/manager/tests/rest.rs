@@ -27,6 +27,7 @@ async fn a_vm_that_waits_is_paused_and_resumed_for_a_session() {
         "resumed",
         "open hop",
         "slot released",
+        "open ahead",
         "pause",
         "paused",
     ];
