@@ -100,7 +100,7 @@ fn a_nightly_mass_build_is_simulated() {
     2012 builds of 2 clients in 5h44m, 25h39m of work
 
     SYSTEM         POLICY      WAIT P50  P95       MAX       VM-SECONDS  STARTS  PEAK  BUILDS WITHOUT VM
-    riscv64-linux  configured  346.6s    1217.3s   1544.3s   94154       2012    6     -
+    riscv64-linux  configured  345.7s    1216.8s   1545.6s   94154       2012    6     -
     riscv64-linux  always max  312.0s    1104.3s   1419.5s   125524      6       6     -
     riscv64-linux  always one  37860.2s  67434.3s  71831.4s  92344       1       1     -
     ");
