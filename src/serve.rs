@@ -27,7 +27,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
-use crate::pool::policy::Share;
+use crate::pool::policy::{Policy, Share};
 use crate::record;
 use crate::shell;
 use crate::shutdown::Shutdown;
@@ -95,12 +95,7 @@ pub async fn run(
     let connections = gateway_config.limits.max_connections;
     info!(state = %paths.state().display(), gateway = %listen, open_files, connections, "serving");
     let factory = factory(&config, paths);
-    let policies = config
-        .systems
-        .iter()
-        .map(|(system, config)| (*system, config.policy.clone()))
-        .collect();
-    let (mut manager, handle) = Manager::new(policies, &factory);
+    let (mut manager, handle) = Manager::new(policies(&config), &factory);
     if let Some((desk, _)) = &recording {
         manager = manager.with_record(desk);
     }
@@ -108,12 +103,8 @@ pub async fn run(
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);
     let shells = tokio::spawn(shell::server::serve(shells, handle.clone(), end.clone()));
-    let gateway = tokio::spawn(gateway::serve(
-        tcp,
-        gateway_config,
-        handle.desk().clone(),
-        end.clone(),
-    ));
+    let desk = handle.desk().clone();
+    let gateway = tokio::spawn(gateway::serve(tcp, gateway_config, desk, end.clone()));
     let local = tokio::spawn(local.serve(slots, handle.clone(), end.clone()));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
@@ -139,10 +130,21 @@ pub async fn run(
         served?.context("the control API")?;
     }
     // Another manager cannot have made it: the lock is still held.
-    let _ = std::fs::remove_file(paths.control_socket());
-    let _ = std::fs::remove_file(paths.connect_socket());
-    let _ = std::fs::remove_file(paths.shell_socket());
+    for socket in [
+        paths.control_socket(),
+        paths.connect_socket(),
+        paths.shell_socket(),
+    ] {
+        let _ = std::fs::remove_file(socket);
+    }
     Ok(())
+}
+
+fn policies(config: &Config) -> BTreeMap<System, Policy> {
+    let systems = config.systems.iter();
+    systems
+        .map(|(system, config)| (*system, config.policy.clone()))
+        .collect()
 }
 
 /// Ends what an earlier manager has left, but for VMs that other processes still use.

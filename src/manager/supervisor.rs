@@ -231,6 +231,11 @@ async fn serve<V: RunningVm>(
     sessions.shutdown().await;
     errands.shutdown().await;
     aheads.shutdown().await;
+    exit_of(exit, broken)
+}
+
+/// A VM's end, as the pool is told of it.
+fn exit_of(exit: VmExit, broken: Option<String>) -> Exit {
     let reason = match (exit, broken) {
         (_, Some(error)) => error,
         (VmExit::Died(cause), None) => cause,
