@@ -96,8 +96,7 @@ pub async fn run(
     let connections = gateway_config.limits.max_connections;
     info!(state = %paths.state().display(), gateway = %listen, open_files, connections, "serving");
     let factory = factory(&config, paths);
-    let policies = policies(&config);
-    let (manager, handle) = Manager::new(policies, &factory);
+    let (manager, handle) = Manager::new(policies(&config), &factory);
     let mut manager = manager.with_budget(config.budget);
     if let Some((desk, _)) = &recording {
         manager = manager.with_record(desk);
@@ -106,12 +105,8 @@ pub async fn run(
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);
     let shells = tokio::spawn(shell::server::serve(shells, handle.clone(), end.clone()));
-    let gateway = tokio::spawn(gateway::serve(
-        tcp,
-        gateway_config,
-        handle.desk().clone(),
-        end.clone(),
-    ));
+    let desk = handle.desk().clone();
+    let gateway = tokio::spawn(gateway::serve(tcp, gateway_config, desk, end.clone()));
     let local = tokio::spawn(local.serve(slots, handle.clone(), end.clone()));
     let control = control::server::serve(unix, info.clone(), handle, shutdown.clone(), end.clone());
     let control = tokio::spawn(control);
@@ -137,9 +132,13 @@ pub async fn run(
         served?.context("the control API")?;
     }
     // Another manager cannot have made it: the lock is still held.
-    let _ = std::fs::remove_file(paths.control_socket());
-    let _ = std::fs::remove_file(paths.connect_socket());
-    let _ = std::fs::remove_file(paths.shell_socket());
+    for socket in [
+        paths.control_socket(),
+        paths.connect_socket(),
+        paths.shell_socket(),
+    ] {
+        let _ = std::fs::remove_file(socket);
+    }
     Ok(())
 }
 

@@ -66,21 +66,35 @@ pub(super) enum VmNews {
 /// Makes the specification of a VM with the given name; may take its time. An error cannot be helped by trying again.
 pub(super) type MakeSpec = Box<dyn FnOnce() -> anyhow::Result<VmSpec> + Send>;
 
-/// Runs one VM from its start to its end.
+/// Runs one VM from its start to its end, and tells of that end whatever happens.
 pub(super) async fn supervise<B: VmBackend>(
+    backend: Arc<B>,
+    make_spec: MakeSpec,
+    commands: mpsc::UnboundedReceiver<VmCommand>,
+    news: impl Fn(VmNews) + Clone + Send + Sync + 'static,
+) {
+    let life = tokio::spawn(live(backend, make_spec, commands, news.clone()));
+    let exit = match life.await {
+        Ok(exit) => exit,
+        // With the task its VM is gone.
+        Err(panic) => failed(&panic.into(), Retry::Later),
+    };
+    news(VmNews::Ended(exit));
+}
+
+async fn live<B: VmBackend>(
     backend: Arc<B>,
     make_spec: MakeSpec,
     mut commands: mpsc::UnboundedReceiver<VmCommand>,
     news: impl Fn(VmNews) + Clone + Send + Sync + 'static,
-) {
-    let exit = match start(&*backend, make_spec, &mut commands, &news).await {
+) -> Exit {
+    match start(&*backend, make_spec, &mut commands, &news).await {
         Ok(Started { vm, pauses, store }) => {
             news(VmNews::Ready(vm.pid()));
             serve(Arc::new(vm), pauses, store, commands, &news).await
         }
         Err(exit) => exit,
-    };
-    news(VmNews::Ended(exit));
+    }
 }
 
 /// A VM that can serve.
@@ -231,6 +245,11 @@ async fn serve<V: RunningVm>(
     sessions.shutdown().await;
     errands.shutdown().await;
     aheads.shutdown().await;
+    exit_of(exit, broken)
+}
+
+/// A VM's end, as the pool is told of it.
+fn exit_of(exit: VmExit, broken: Option<String>) -> Exit {
     let reason = match (exit, broken) {
         (_, Some(error)) => error,
         (VmExit::Died(cause), None) => cause,

@@ -265,6 +265,21 @@ async fn failed_starts_reach_the_session_with_their_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mistake_of_xpool_ends_one_vm_and_is_told() {
+    let fixture = Fixture::new(1);
+    fixture.backend.panics.store(true, Ordering::Relaxed);
+    match verdict(&mut fixture.open().await).await {
+        SessionUpdate::Rejected(text) => {
+            assert!(text.starts_with("no VM could be started: task "), "{text}");
+            assert!(text.contains("a mistake"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let status = fixture.handle.status().await.unwrap();
+    assert!(status.systems[0].vms.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn down_waits_for_sessions_and_a_pool_that_is_down_says_how_to_start_it() {
     let fixture = Fixture::new(2);
     let mut ticket = fixture.open().await;

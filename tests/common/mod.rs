@@ -13,6 +13,7 @@ pub mod namespace;
 pub mod nix;
 pub mod user;
 pub mod vm;
+mod watchdog;
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use watchdog::Watchdog;
 
 /// Longer than anything that goes well takes, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -30,6 +32,7 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 pub struct Installation {
     dir: TempDir,
     images: PathBuf,
+    _watchdog: Watchdog,
 }
 
 /// What a command printed and how it ended.
@@ -56,8 +59,11 @@ impl Installation {
         let config = config.replace("[DIR]", dir.path().to_str().unwrap());
         let text = format!("[gateway]\nlisten = \"127.0.0.1:{port}\"\n{config}");
         std::fs::write(dir.path().join("xpool.toml"), text).unwrap();
-        let images = dir.path().join("cache");
-        Self { dir, images }
+        Self {
+            images: dir.path().join("cache"),
+            _watchdog: Watchdog::new(dir.path()),
+            dir,
+        }
     }
 
     /// The same, with the images that `scripts/test` has made.
@@ -224,10 +230,7 @@ impl Installation {
 
     /// What the manager and a nix-daemon said, for a test that fails.
     pub fn logs(&self) -> String {
-        let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
-        ["serve.log", "state/logs/manager.log", "nix-daemon.log"]
-            .map(read)
-            .concat()
+        logs_in(self.path())
     }
 
     /// What is left below the folder of VMs, the running ones' included.
@@ -236,6 +239,13 @@ impl Installation {
         dir.map(|entries| entries.flatten().map(|entry| entry.path()).collect())
             .unwrap_or_default()
     }
+}
+
+fn logs_in(dir: &Path) -> String {
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+    ["serve.log", "state/logs/manager.log", "nix-daemon.log"]
+        .map(read)
+        .concat()
 }
 
 impl Drop for Installation {

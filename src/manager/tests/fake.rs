@@ -30,6 +30,8 @@ const CLOSING: Duration = Duration::from_millis(50);
 pub(super) struct FakeBackend {
     /// Why boots fail, if they do.
     pub(super) failure: Mutex<Option<String>>,
+    /// Whether boots panic.
+    pub(super) panics: AtomicBool,
     pub(super) boots: AtomicUsize,
     /// How many of the next hops cannot be opened.
     pub(super) bad_hops: Arc<AtomicUsize>,
@@ -86,6 +88,7 @@ impl VmBackend for FakeBackend {
             () = tokio::time::sleep(BOOT) => {}
             () = abort.cancelled() => bail!("aborted"),
         }
+        assert!(!self.panics.load(Ordering::Relaxed), "a mistake");
         if let Some(failure) = self.failure.lock().unwrap().clone() {
             bail!(failure);
         }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use qapi::ExecuteError;
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::QmpCommand;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Mutex;
 
 use super::wait::{Pace, within};
 use events::EventSinks;
@@ -28,8 +30,20 @@ type Service = QapiService<QmpStreamTokio<OwnedWriteHalf>>;
 /// A connection to QEMU's monitor. Clones share it; it closes with the last of them.
 #[derive(Clone)]
 pub(super) struct Qmp {
-    service: Arc<Service>,
+    line: Arc<Mutex<Line>>,
 }
+
+/// The way to QEMU, for one command at a time: qapi 0.15 gives them no numbers, as it does not know QEMU's `oob`.
+struct Line {
+    service: Service,
+    /// A command could not be sent, or had no reply. qapi still waits for it then, and panics at the next one.
+    is_broken: bool,
+}
+
+/// Nothing can be said to QEMU any more.
+#[derive(Debug, thiserror::Error)]
+#[error("QEMU has closed its monitor")]
+struct Broken;
 
 impl Qmp {
     /// Connects to a QEMU that was just started. Its events go to `sinks`, for as long as the connection lasts.
@@ -69,8 +83,12 @@ impl Qmp {
             outcome = &mut filtered => anyhow::bail!(in_words(outcome)),
         };
         let (service, replies) = stream.into_parts();
-        let service = Arc::new(service);
-        let users = Arc::downgrade(&service);
+        let line = Line {
+            service,
+            is_broken: false,
+        };
+        let line = Arc::new(Mutex::new(line));
+        let users = Arc::downgrade(&line);
         tokio::spawn(async move {
             let why = tokio::select! {
                 // When the filter ends, qapi has nothing to read any more.
@@ -83,7 +101,7 @@ impl Qmp {
                 sinks.lost(why);
             }
         });
-        Ok(Self { service })
+        Ok(Self { line })
     }
 
     /// Has QEMU execute a command.
@@ -92,14 +110,23 @@ impl Qmp {
         C: QmpCommand + 'static,
         C::Ok: Send + 'static,
     {
-        let service = Arc::clone(&self.service);
+        let line = Arc::clone(&self.line);
         // In a task of its own, which nobody aborts: a reply that nobody waits for ends qapi's stream.
-        let reply = tokio::spawn(async move { service.execute(command).await });
+        let reply = tokio::spawn(async move { line.lock().await.execute(command).await });
         within("QEMU's reply", REPLY_LIMIT, reply)
             .await
             .with_context(|| format!("QEMU does not answer `{}`: it hangs", C::NAME))?
             .with_context(|| format!("QMP command `{}`", C::NAME))?
             .with_context(|| format!("QMP command `{}`", C::NAME))
+    }
+}
+
+impl Line {
+    async fn execute<C: QmpCommand>(&mut self, command: C) -> anyhow::Result<C::Ok> {
+        ensure!(!self.is_broken, Broken);
+        let reply = self.service.execute(command).await;
+        self.is_broken = matches!(reply, Err(ExecuteError::Io(_)));
+        Ok(reply?)
     }
 }
 
@@ -211,6 +238,17 @@ mod tests {
         assert_eq!(qemu.read(&mut [0]).await.unwrap(), 0);
         drop(qemu);
         assert_eq!(fate_of(sources).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_takes_nothing_any_more_refuses_each_command() {
+        let (qemu, qmp, _sources) = connected().await;
+        let qemu = qemu.into_inner().into_std().unwrap();
+        qemu.shutdown(std::net::Shutdown::Read).unwrap();
+        for _ in 0..2 {
+            let error = qmp.execute(qapi::qmp::query_chardev {}).await.unwrap_err();
+            assert!(!format!("{error:#}").contains("panic"), "{error:#}");
+        }
     }
 
     #[tokio::test]
