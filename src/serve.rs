@@ -29,6 +29,7 @@ use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
 use crate::pool::policy::{Policy, Share};
+use crate::pool::shape::Shape;
 use crate::record;
 use crate::shell;
 use crate::shutdown::Shutdown;
@@ -259,7 +260,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
     let (config, paths) = (config.clone(), paths.clone());
     let log_paths = paths.clone();
     let seen_store = store.clone();
-    let spec = move |system: System, name: &str, share: Share| -> Result<VmSpec> {
+    let spec = move |system: System, name: &str, shape: Shape| -> Result<VmSpec> {
         let pool = config
             .systems
             .get(&system)
@@ -271,6 +272,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         Ok(VmSpec {
             name: name.to_owned(),
             profile: pool.profile.clone(),
+            vcpus: shape.vcpus,
             accel: host::accel_for(system),
             qemu,
             qemu_identity: usable.identity,
@@ -279,7 +281,7 @@ fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
             // Where there is no store yet there will be, and templates need not be made anew for that.
-            store: match share {
+            store: match shape.share {
                 Share::Host => Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
                 Share::None => None,
             },

@@ -1,40 +1,156 @@
-//! A pool of real VMs that grows with what waits, and goes. `scripts/test` makes the images and runs it.
+//! Pools of real VMs that grow with what waits, within what they may have, and go. `scripts/test` makes the images and runs it.
 
 #![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
 
 mod common;
 
-use common::nix::{Nix, derivation, started};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
-const SYSTEM: &str = "riscv64-linux";
+use common::Installation;
+use common::nix::{Nix, Running, derivation, started};
+use serde_json::Value;
+
+const RISCV64: &str = "riscv64-linux";
+const AARCH64: &str = "aarch64-linux";
 
 /// So many builds that may be done at the same time, and take some time each.
-fn burst(count: u32, seconds: u32) -> String {
+fn burst(system: &str, count: u32, seconds: u32) -> String {
     let script = format!("sleep {seconds}; echo number $n > $out");
-    let one = derivation(SYSTEM, "one-of-many", "inherit n;", &script);
+    let one = derivation(system, "one-of-many", "inherit n;", &script);
     format!("builtins.genList (n: {one}) {count}")
+}
+
+/// Waits for the end of a build, looking at the machine all the time.
+#[track_caller]
+fn watch(installation: &Installation, running: &mut Running, mut look: impl FnMut(&Value)) {
+    let mut exit = None;
+    installation.until("all is built", || {
+        look(&installation.status());
+        exit = running.child.try_wait().unwrap();
+        exit.is_some()
+    });
+    assert!(exit.unwrap().success(), "{}", running.log());
+}
+
+/// The VMs of a system in a status.
+fn vms_of<'a>(status: &'a Value, system: &str) -> &'a Vec<Value> {
+    let mut systems = status["systems"].as_array().unwrap().iter();
+    let pool = systems.find(|pool| pool["system"] == system).unwrap();
+    pool["vms"].as_array().unwrap()
+}
+
+fn vcpus(vms: &[Value]) -> u64 {
+    vms.iter().map(|vm| vm["vcpus"].as_u64().unwrap()).sum()
 }
 
 #[test]
 fn a_burst_of_thirty_builds_takes_a_pool_from_no_vm_to_six_and_back() {
     let (installation, _serving) = started("[pool]\nmax-vms = 6\nbuild-machines = 12\n");
     let nix = Nix::new(&installation);
-    let mut running = nix.start(&burst(30, 3));
+    let mut running = nix.start(&burst(RISCV64, 30, 3));
     let mut most = 0;
-    let mut exit = None;
-    installation.until("all is built", || {
-        let there = installation.list(SYSTEM, "vms").len();
+    watch(&installation, &mut running, |status| {
+        let there = vms_of(status, RISCV64).len();
         assert!(there <= 6, "{there} VMs");
         most = most.max(there);
-        exit = running.child.try_wait().unwrap();
-        exit.is_some()
     });
-    assert!(exit.unwrap().success(), "{}", running.log());
     assert_eq!(most, 6);
     installation.until("every VM is gone", || {
-        installation.list(SYSTEM, "vms").is_empty() && installation.qemus().is_empty()
+        installation.list(RISCV64, "vms").is_empty() && installation.qemus().is_empty()
     });
     // Each build had a VM that was started for it, and no other was started.
     let logs = installation.logs();
     assert_eq!(logs.matches("VM ready").count(), 30, "{logs}");
+}
+
+#[test]
+fn two_systems_share_one_budget_and_both_get_on() {
+    let (installation, _serving) =
+        started("[budget]\nvcpus = 2\n[pool]\nmax-vms = 4\nvcpus = 1\nbuild-machines = 6\n");
+    let nix = Nix::new(&installation);
+    let both = format!("({}) ++ ({})", burst(RISCV64, 6, 2), burst(AARCH64, 6, 2));
+    let mut running = nix.start(&both);
+    let mut mixed = false;
+    watch(&installation, &mut running, |status| {
+        let (riscv64, aarch64) = (vms_of(status, RISCV64), vms_of(status, AARCH64));
+        assert!(vcpus(riscv64) + vcpus(aarch64) <= 2, "{status}");
+        mixed |= !riscv64.is_empty() && !aarch64.is_empty();
+    });
+    assert!(mixed, "one system waited for all of the other's builds");
+    let logs = installation.logs();
+    assert_eq!(logs.matches("VM ready").count(), 12, "{logs}");
+}
+
+#[test]
+fn a_budget_for_one_vm_lets_builds_wait_says_why_and_all_end_well() {
+    let (installation, _serving) =
+        started("[budget]\nmemory-mib = 2048\n[pool]\nmax-vms = 4\nbuild-machines = 4\n");
+    let nix = Nix::new(&installation);
+    let mut running = nix.start(&burst(RISCV64, 4, 3));
+    let mut answers = Vec::new();
+    watch(&installation, &mut running, |status| {
+        assert!(vms_of(status, RISCV64).len() <= 1, "{status}");
+        let sessions = installation.list(RISCV64, "sessions");
+        let waiting = sessions.iter().find(|session| session["vm"].is_null());
+        if let Some(id) = waiting.and_then(|session| session["id"].as_u64()) {
+            answers.push(installation.run(&["why", &id.to_string()]).stdout);
+        }
+    });
+    let says_why = |answer: &String| answer.contains("budget");
+    assert!(answers.iter().any(says_why), "{answers:?}");
+}
+
+/// A QEMU whose guests cannot reach their agent's port, as long as there is the file `broken`.
+fn fragile_qemu(installation: &Installation) -> PathBuf {
+    let dir = installation.path();
+    let broken = dir.join("broken");
+    let qemu = dir.join("qemu-system-riscv64");
+    let script = format!(
+        "#!/bin/bash\nif [ -e {} ]; then set -- \"${{@/org.qemu.guest_agent.0/nobody}}\"; fi\n\
+         exec /usr/bin/qemu-system-riscv64 \"$@\"\n",
+        broken.display()
+    );
+    fs::write(&qemu, script).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let profile = include_str!("../vm-configs/riscv64-linux.toml");
+    let profile = profile.replace(
+        "\"qemu-system-riscv64\"",
+        &format!("\"{}\"", qemu.display()),
+    );
+    let profiles = dir.join("vm-configs");
+    fs::create_dir_all(&profiles).unwrap();
+    fs::write(profiles.join("riscv64-linux.toml"), profile).unwrap();
+    fs::write(&broken, "").unwrap();
+    broken
+}
+
+#[test]
+fn guests_that_never_get_ready_degrade_a_pool_and_one_that_does_heals_it() {
+    let installation =
+        Installation::with_real_images("[pool]\ntemplate = false\nboot-timeout = \"30s\"\n");
+    let broken = fragile_qemu(&installation);
+    let _serving = installation.serve();
+    let nix = Nix::new(&installation);
+    let expression = derivation(RISCV64, "patient", "", "echo built > $out");
+    let output = nix.build(&expression).output().unwrap();
+    let said = common::nix::stderr(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("the guest agent"), "{said}");
+    let status = installation.run(&["status"]);
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(status.stdout.contains("degraded"), "{status:?}");
+    // Who comes now is told at once.
+    let again = nix.build(&expression).output().unwrap();
+    let said = common::nix::stderr(&again);
+    assert!(said.contains("the last 3 starts failed"), "{said}");
+
+    fs::remove_file(broken).unwrap();
+    installation.until("a start is tried again, and a build ends well", || {
+        nix.build(&expression).output().unwrap().status.success()
+    });
+    assert_eq!(installation.run(&["status"]).code, Some(0));
+    let logs = installation.logs();
+    assert_eq!(logs.matches("starting a VM").count(), 4, "{logs}");
 }

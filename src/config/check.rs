@@ -60,7 +60,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
     }
 
     fn profile(&self, raw: &RawPool, mut profile: VmProfile) -> Result<VmProfile, ConfigError> {
-        if let Some(vcpus) = self.within(raw.vcpus.as_ref(), "vcpus", 1..=64)? {
+        if let Some(vcpus) = raw.vcpus {
             profile.vcpus = vcpus;
         }
         if let Some(memory_mib) = self.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)? {
@@ -95,7 +95,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             share: raw.store.share.unwrap_or(defaults.share),
             warm: warm.unwrap_or(defaults.warm),
             lease: or(raw.lease, defaults.lease),
-            vcpus: profile.vcpus,
+            vcpus: host.vcpus(profile),
             memory_mib: u64::from(profile.memory_mib),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
             memory_floor_mib: floor.map_or(defaults.memory_floor_mib, u64::from),

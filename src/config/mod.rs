@@ -22,12 +22,13 @@ pub use error::ConfigError;
 use keys::ClientKey;
 pub use overrides::{NoOverride, Overrides};
 use raw::RawConfig;
-use vm::{Network, VmProfile};
+use vm::{Network, VcpuCount, VmProfile};
 
 use crate::nix::System;
 use crate::paths::{ConfigFile, Paths};
 use crate::pool::budget::MachineBudget;
 use crate::pool::policy::Policy;
+use crate::pool::shape::Vcpus;
 
 /// Everything that can be configured, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +108,9 @@ pub struct Host {
     pub search_path: OsString,
 }
 
+/// What a compiler on each processor of a VM has at the least, of the memory that the VM is given.
+const MIB_PER_VCPU: u32 = 512;
+
 impl Host {
     /// This machine.
     pub fn this() -> Self {
@@ -134,6 +138,18 @@ impl Host {
     fn max_vms(&self, profile: &VmProfile) -> NonZeroU32 {
         let by_memory = self.memory_mib / 2 / profile.memory_mib.max(1);
         NonZeroU32::new(self.cpus.min(by_memory)).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// Processors that VMs are given.
+    fn vcpus(&self, profile: &VmProfile) -> Vcpus {
+        match profile.vcpus {
+            VcpuCount::Fixed(count) => Vcpus::fixed(count),
+            VcpuCount::Auto => {
+                let most = self.cpus.min(profile.memory_mib / MIB_PER_VCPU);
+                let most = NonZeroU32::new(most).unwrap_or(NonZeroU32::MIN);
+                Vcpus::following(most, self.cpus)
+            }
+        }
     }
 }
 

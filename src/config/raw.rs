@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::vm::Network;
+use super::vm::{Network, VcpuCount};
 use crate::nix::System;
 use crate::pool::policy::{Reuse, Share};
 
@@ -110,7 +110,7 @@ pub(super) struct RawPool {
     pub(super) warm: Option<toml::Spanned<u32>>,
     pub(super) template: Option<bool>,
     pub(super) pause: Option<bool>,
-    pub(super) vcpus: Option<toml::Spanned<u32>>,
+    pub(super) vcpus: Option<VcpuCount>,
     pub(super) memory_mib: Option<toml::Spanned<u32>>,
     pub(super) network: Option<Network>,
     pub(super) build_machines: Option<toml::Spanned<u32>>,
@@ -138,7 +138,7 @@ impl RawPool {
             warm: self.warm.or_else(|| defaults.warm.clone()),
             template: self.template.or(defaults.template),
             pause: self.pause.or(defaults.pause),
-            vcpus: self.vcpus.or_else(|| defaults.vcpus.clone()),
+            vcpus: self.vcpus.or(defaults.vcpus),
             memory_mib: self.memory_mib.or_else(|| defaults.memory_mib.clone()),
             network: self.network.or(defaults.network),
             build_machines: self

@@ -42,6 +42,9 @@ fn nothing_configured_suits_the_machine() {
         ..HOST
     };
     assert_eq!(small.max_vms(&riscv64.profile).get(), 1);
+    // A compiler on each processor needs memory.
+    let four = NonZeroU32::new(4).unwrap();
+    assert_eq!(small.vcpus(&riscv64.profile), Vcpus::following(four, 8));
 }
 
 #[test]
@@ -58,7 +61,10 @@ fn a_systems_own_value_wins_over_the_one_for_all() {
         (riscv64.policy.max_vms.get(), aarch64.policy.max_vms.get()),
         (5, 3)
     );
-    assert_eq!((riscv64.profile.vcpus, aarch64.profile.vcpus), (1, 2));
+    // The other one has as many as the machine has where one VM is at work.
+    let all = |count| NonZeroU32::new(count).unwrap();
+    assert_eq!(riscv64.policy.vcpus, Vcpus::fixed(all(1)));
+    assert_eq!(aarch64.policy.vcpus, Vcpus::following(all(2), 2));
     assert_eq!(riscv64.policy.idle_timeout, Duration::from_secs(90));
     assert_eq!(
         (riscv64.network, aarch64.network),
@@ -142,7 +148,8 @@ fn the_example_in_the_readme_is_a_configuration() {
         .unwrap();
     let config = parse(example).unwrap();
     assert_eq!(config.listen, DEFAULT_LISTEN);
-    assert_eq!(config.systems[&System::Riscv64Linux].profile.vcpus, 1);
+    let riscv64 = &config.systems[&System::Riscv64Linux];
+    assert_eq!(riscv64.policy.vcpus, Vcpus::fixed(NonZeroU32::MIN));
 }
 
 #[test]

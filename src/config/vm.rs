@@ -1,8 +1,14 @@
 //! One profile of vm-configs/: how a VM of a system is laid out in QEMU.
 
-use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
+
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::nix::System;
+
+/// Far beyond what pays under emulation.
+const MOST_VCPUS: u32 = 64;
 
 /// How QEMU is started for one system; `vm-configs/<system>.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,13 +25,62 @@ pub struct VmProfile {
     /// Value of `-cpu` under KVM.
     pub cpu_kvm: String,
     /// vCPUs of a VM.
-    pub vcpus: u32,
+    pub vcpus: VcpuCount,
     /// Memory of a VM in MiB.
     pub memory_mib: u32,
     /// Value of the kernel's `console=`.
     pub console: String,
     /// What is added to the image's kernel command line; may be empty.
     pub cmdline: String,
+}
+
+/// How many processors a VM has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuCount {
+    /// All of the machine's where one VM is at work, fewer where many are.
+    Auto,
+    /// So many.
+    Fixed(NonZeroU32),
+}
+
+const AUTO: &str = "auto";
+
+impl Serialize for VcpuCount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Fixed(count) => count.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for VcpuCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VcpuVisitor)
+    }
+}
+
+struct VcpuVisitor;
+
+impl Visitor<'_> for VcpuVisitor {
+    type Value = VcpuCount;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a number from 1 to {MOST_VCPUS}, or \"{AUTO}\"")
+    }
+
+    fn visit_i64<E: de::Error>(self, given: i64) -> Result<VcpuCount, E> {
+        let count = u32::try_from(given)
+            .ok()
+            .filter(|count| *count <= MOST_VCPUS);
+        let count = count.and_then(NonZeroU32::new).map(VcpuCount::Fixed);
+        count.ok_or_else(|| E::invalid_value(Unexpected::Signed(given), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, given: &str) -> Result<VcpuCount, E> {
+        let auto = (given == AUTO).then_some(VcpuCount::Auto);
+        auto.ok_or_else(|| E::invalid_value(Unexpected::Str(given), &self))
+    }
 }
 
 /// What runs the guest's instructions.

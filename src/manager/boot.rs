@@ -10,15 +10,16 @@ use super::events::Happening;
 use super::supervisor::supervise;
 use super::system::{ManagedSystem, ManagedVm};
 use crate::pool::VmId;
-use crate::pool::policy::Share;
+use crate::pool::shape::Shape;
 use crate::vm::VmBackend;
 
 impl<B: VmBackend> ManagedSystem<B> {
-    pub(super) fn boot(&mut self, now: Instant, id: VmId, share: Share) {
+    pub(super) fn boot(&mut self, now: Instant, id: VmId, shape: Shape) {
         let name = self.vm_name(id);
         info!(
             vm = name,
-            share = share.as_str(),
+            share = shape.share.as_str(),
+            vcpus = shape.vcpus,
             demand = self.pool.demand(),
             live = self.vms.len() + 1,
             "starting a VM"
@@ -32,7 +33,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             let _ = news.send(News::Vm(system, id, told));
         };
         let (spec, spec_name) = (self.factory.spec.clone(), name.clone());
-        let make_spec = Box::new(move || spec(system, &spec_name, share));
+        let make_spec = Box::new(move || spec(system, &spec_name, shape));
         tokio::spawn(supervise(
             self.factory.backend.clone(),
             make_spec,
@@ -45,7 +46,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             id,
             ManagedVm {
                 name,
-                share,
+                shape,
                 stage,
                 console_log,
                 started: now,

@@ -42,6 +42,7 @@ impl<B: VmBackend> Manager<B> {
                 .map(|most| most.saturating_sub(memory_mib)),
             pressure,
             others_wait: others.iter().any(|other| other.pool.lacks_room()),
+            others_at_work: others.iter().map(|other| other.pool.at_work()).sum(),
         }
     }
 

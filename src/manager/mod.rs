@@ -48,6 +48,7 @@ use worked::WorkedDesk;
 use crate::nix::System;
 use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{Policy, Share};
+use crate::pool::shape::Shape;
 use crate::pool::{Down, Event, SessionId, VmId};
 use crate::shutdown::Shutdown;
 use crate::store::HostStore;
@@ -55,7 +56,7 @@ use crate::vm::{VmBackend, VmSpec};
 
 /// Makes what it takes to run a VM of a system, by name, that sees this of the machine's store; an error says what is missing
 /// and what to do.
-pub type SpecMaker = dyn Fn(System, &str, Share) -> anyhow::Result<VmSpec> + Send + Sync;
+pub type SpecMaker = dyn Fn(System, &str, Shape) -> anyhow::Result<VmSpec> + Send + Sync;
 
 /// How the manager makes VMs.
 pub struct VmFactory<B> {

@@ -138,6 +138,9 @@ pub struct VmView {
     pub name: String,
     /// What it sees of this machine's store.
     pub share: Share,
+    /// The processors that it is given.
+    #[serde(default)]
+    pub vcpus: u32,
     /// Where it is in its life.
     pub state: VmStage,
     /// What it is waiting for while it boots.

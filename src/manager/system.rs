@@ -18,6 +18,7 @@ use super::{News, SessionNews, VmFactory};
 use crate::nix::{System, slot};
 use crate::pool::claim::Outputs;
 use crate::pool::policy::{BuildLimits, Policy, Share};
+use crate::pool::shape::Shape;
 use crate::pool::{Action, Event, Exit, Pool, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
@@ -44,7 +45,7 @@ pub(super) struct ManagedSystem<B> {
 
 pub(super) struct ManagedVm {
     pub(super) name: String,
-    pub(super) share: Share,
+    pub(super) shape: Shape,
     pub(super) stage: String,
     pub(super) console_log: PathBuf,
     pub(super) started: Instant,
@@ -170,7 +171,7 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
-            Action::Boot(vm, share) => self.boot(now, vm, share),
+            Action::Boot(vm, shape) => self.boot(now, vm, shape),
             Action::Assign {
                 session,
                 vm,

@@ -72,7 +72,9 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     fn shows_store(&self, vm: VmId) -> bool {
-        self.vms.get(&vm).is_some_and(|vm| vm.share == Share::Host)
+        self.vms
+            .get(&vm)
+            .is_some_and(|vm| vm.shape.share == Share::Host)
     }
 
     /// Says once when memory begins to hold VMs back, and when it no longer does.

@@ -62,8 +62,8 @@ impl Fixture {
         let factory = VmFactory {
             backend: backend.clone(),
             store: None,
-            spec: Arc::new(move |_, name, share| {
-                started.lock().unwrap().insert(name.to_owned(), share);
+            spec: Arc::new(move |_, name, shape| {
+                started.lock().unwrap().insert(name.to_owned(), shape.share);
                 Ok(spec(name))
             }),
             console_log: Arc::new(|name| format!("logs/{name}.log").into()),

@@ -65,7 +65,8 @@ impl<B: VmBackend> ManagedSystem<B> {
                 .map(|ready| ready.saturating_duration_since(vm.started));
             Some(VmView {
                 name: vm.name.clone(),
-                share: vm.share,
+                share: vm.shape.share,
+                vcpus: vm.shape.vcpus,
                 state: status.state,
                 stage: vm.stage.clone(),
                 age_s: now.saturating_duration_since(vm.started).as_secs(),

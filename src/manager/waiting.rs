@@ -124,6 +124,7 @@ mod tests {
         VmView {
             name: name.to_owned(),
             share: HOST,
+            vcpus: 1,
             state,
             stage: "waiting for the guest agent".to_owned(),
             age_s: 0,

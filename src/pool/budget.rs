@@ -52,6 +52,8 @@ pub struct Machine {
     pub pressure: Option<Pressure>,
     /// Whether sessions of another pool wait for room: then nothing starts here that nobody waits for.
     pub others_wait: bool,
+    /// VMs of other pools that are at work, or wanted by those who wait.
+    pub others_at_work: usize,
 }
 
 /// What of the machine VMs of all systems may have together; checked configuration.
@@ -74,13 +76,15 @@ pub(super) struct Census {
     pub(super) growing: usize,
     /// All of them.
     pub(super) all: usize,
+    /// The processors that they are given.
+    pub(super) vcpus: u32,
 }
 
 impl Machine {
     /// What another VM lacks; `None` when it may start.
     pub(super) fn lack(&self, census: Census, policy: &Policy) -> Option<Hold> {
         // Pressure last: it does not hold for everybody.
-        self.budget_lack(census.all, policy)
+        self.budget_lack(census, policy)
             .or_else(|| self.memory_lack(census.growing, policy).map(Hold::Memory))
             .or_else(|| self.pressure_on(census.all))
     }
@@ -92,12 +96,16 @@ impl Machine {
         self.pressure.filter(is_held).map(Hold::Pressure)
     }
 
-    fn budget_lack(&self, vms: usize, policy: &Policy) -> Option<Hold> {
-        let others = u32::try_from(vms).unwrap_or(u32::MAX);
-        let taken = others.saturating_mul(policy.vcpus);
-        let given_mib = u64::from(others).saturating_mul(policy.memory_mib);
-        let needed = policy.vcpus;
-        let left = self.vcpus.map(|vcpus| vcpus.saturating_sub(taken));
+    /// Processors that may still be given, where there is a limit.
+    pub(super) fn vcpus_left(&self, census: Census) -> Option<u32> {
+        self.vcpus.map(|vcpus| vcpus.saturating_sub(census.vcpus))
+    }
+
+    fn budget_lack(&self, census: Census, policy: &Policy) -> Option<Hold> {
+        let vms = u64::try_from(census.all).unwrap_or(u64::MAX);
+        let given_mib = vms.saturating_mul(policy.memory_mib);
+        let needed = policy.vcpus.least();
+        let left = self.vcpus_left(census);
         if let Some(left) = left.filter(|left| *left < needed) {
             return Some(Hold::CpuBudget { left, needed });
         }

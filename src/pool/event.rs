@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VmId;
 use super::claim::{Claim, Outputs, Seat};
-use super::policy::Share;
+use super::shape::Shape;
 use crate::nix::store_path::StorePath;
 
 /// One session of one pool, numbered in the order of arrival.
@@ -83,8 +83,8 @@ pub enum Event {
 /// What the manager is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start a VM that sees this of the machine's store.
-    Boot(VmId, Share),
+    /// Start a VM like this.
+    Boot(VmId, Shape),
     /// Give a session a slot of a VM.
     Assign {
         /// Who gets it.

@@ -19,6 +19,7 @@ mod planner;
 pub mod policy;
 mod queue;
 mod scale;
+pub mod shape;
 mod starts;
 pub mod status;
 mod unfetched;
@@ -65,6 +66,8 @@ pub struct Pool {
     /// VMs that somebody asked for with `up`.
     floor: u32,
     vms: BTreeMap<VmId, VmState>,
+    /// Processors that each of them was given.
+    vcpus: BTreeMap<VmId, u32>,
     queue: Queue,
     backoff: Backoff,
     machine: Machine,
@@ -86,6 +89,7 @@ impl Pool {
             mode: Mode::Open,
             floor: 0,
             vms: BTreeMap::new(),
+            vcpus: BTreeMap::new(),
             queue: Queue::default(),
             backoff: Backoff::default(),
             machine: Machine::default(),
@@ -111,11 +115,21 @@ impl Pool {
 
     /// The processors, and the memory in MiB, that its VMs are given, whatever their state is.
     pub fn given(&self) -> (u32, u64) {
-        let vms = u32::try_from(self.vms.len()).unwrap_or(u32::MAX);
+        let vms = u64::try_from(self.vms.len()).unwrap_or(u64::MAX);
         (
-            vms.saturating_mul(self.policy.vcpus),
-            u64::from(vms).saturating_mul(self.policy.memory_mib),
+            self.given_vcpus(),
+            vms.saturating_mul(self.policy.memory_mib),
         )
+    }
+
+    /// The processors that its VMs are given.
+    fn given_vcpus(&self) -> u32 {
+        self.vcpus.values().copied().fold(0, u32::saturating_add)
+    }
+
+    /// VMs that are at work, or wanted by those who wait.
+    pub fn at_work(&self) -> usize {
+        self.wanted.now()
     }
 
     /// Whether a VM is about to be gone.
@@ -225,6 +239,7 @@ impl Pool {
         let Some(state) = self.vms.remove(&vm) else {
             return Vec::new();
         };
+        self.vcpus.remove(&vm);
         // A VM that was told to stop has nothing to say about the next start, nor has one that died at work: that may
         // be the work's doing, and its client has been told.
         let counts = state.is_booting() || state.idle_since().is_some();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::claim::Claim;
+use super::shape::Vcpus;
 
 /// VMs that `up` may ask for where no maximum is configured: as many as a system has slots.
 pub const UP_LIMIT: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -96,7 +97,7 @@ pub struct Policy {
     /// How long a VM is kept for outputs that are still to be fetched from it.
     pub lease: Duration,
     /// Processors that a VM is given.
-    pub vcpus: u32,
+    pub vcpus: Vcpus,
     /// Memory that a VM is given, in MiB.
     pub memory_mib: u64,
     /// What a VM takes of the host's memory, in MiB.
@@ -149,7 +150,7 @@ impl Default for Policy {
             // for one whose machine is overloaded.
             lease: Duration::from_secs(10),
             // Overridden from the profile.
-            vcpus: 1,
+            vcpus: Vcpus::fixed(NonZeroU32::MIN),
             memory_mib: 2048,
             // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
             memory_estimate_mib: 512,

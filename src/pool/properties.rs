@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::claim::{Outputs, Purpose};
 use super::hold::Pressure;
 use super::policy::{Policy, Reuse, Share};
+use super::shape::Vcpus;
 use super::{Down, Event, Mode, Retry, VmId};
 use crate::nix::store_path::StorePath;
 use world::World;
@@ -125,8 +126,8 @@ fn start() -> Instant {
 fn policy() -> impl Strategy<Value = Policy> {
     let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
     let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
-    (limits, reuse, 0u32..3, any::<bool>(), share()).prop_map(
-        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured, share)| {
+    (limits, reuse, 0u32..3, any::<bool>(), share(), vcpus()).prop_map(
+        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured, share, vcpus)| {
             let slots = if reuse == Reuse::Never { 1 } else { slots };
             let up_limit = if is_configured { max_vms } else { 8 };
             Policy {
@@ -136,12 +137,21 @@ fn policy() -> impl Strategy<Value = Policy> {
                 slots_per_vm: NonZeroU32::new(slots).unwrap(),
                 reuse,
                 share,
+                vcpus,
                 warm: warm.min(max_vms),
                 max_queued,
                 ..Policy::default()
             }
         },
     )
+}
+
+fn vcpus() -> impl Strategy<Value = Vcpus> {
+    let count = |count| NonZeroU32::new(count).unwrap();
+    prop_oneof![
+        (1u32..3).prop_map(move |fixed| Vcpus::fixed(count(fixed))),
+        (1u32..5, 1u32..5).prop_map(move |(most, host)| Vcpus::following(count(most), host)),
+    ]
 }
 
 const OPEN: Step = Step::Open {

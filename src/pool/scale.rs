@@ -7,6 +7,7 @@ use super::budget::Census;
 use super::decision::Scaled;
 use super::hold::{Held, Hold, Pressure};
 use super::policy::{Policy, Share};
+use super::shape::Shape;
 use super::vm::{ReadyVm, VmId, VmState};
 use super::wanted::Until;
 use super::{Action, Mode, Pool, budget, planner};
@@ -96,21 +97,29 @@ impl Pool {
         let mut census = Census {
             growing: budget::growing(&self.vms, now),
             all: self.vms.len(),
+            vcpus: self.given_vcpus(),
         };
+        // Who has asked for several has work for them.
+        let own = self.at_work().max(self.kept() as usize);
+        let at_work = own + self.machine.others_at_work;
         let mut actions = Vec::new();
         for (share, wish) in self.missing() {
             if let Some(held) = self.hold(now, census, wish) {
                 self.held = Some(budget::told(before, held));
                 break;
             }
+            let left = self.machine.vcpus_left(census);
+            let vcpus = self.policy.vcpus.of_each(at_work, left);
             census.growing += 1;
             census.all += 1;
+            census.vcpus += vcpus;
             self.starts.take(now);
             self.last_vm += 1;
             let id = VmId(self.last_vm);
             let deadline = now + longest_start(&self.policy);
             self.vms.insert(id, VmState::booting(deadline, share));
-            actions.push(Action::Boot(id, share));
+            self.vcpus.insert(id, vcpus);
+            actions.push(Action::Boot(id, Shape { share, vcpus }));
         }
         actions
     }

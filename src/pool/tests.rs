@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::claim::{Claim, Outputs, Purpose, Seat};
 use super::hold::{Hold, Pressure};
 use super::policy::{Policy, Reuse, Share};
+use super::shape::Shape;
 use super::{Action, Down, Event, Exit, Pool, Rejection, Retry, SessionId, VmId};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -81,7 +82,11 @@ fn kill(vm: u32) -> Action {
 }
 
 fn boot(vm: u32) -> Action {
-    Action::Boot(VmId(vm), Share::Host)
+    boot_of(vm, Share::Host)
+}
+
+fn boot_of(vm: u32, share: Share) -> Action {
+    Action::Boot(VmId(vm), Shape { share, vcpus: 1 })
 }
 
 fn assign(session: u64, vm: u32) -> Action {

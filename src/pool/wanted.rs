@@ -44,6 +44,11 @@ impl Wanted {
         self.drop_covered();
     }
 
+    /// How many are wanted.
+    pub(super) fn now(&self) -> usize {
+        self.now
+    }
+
     /// How long this many are to be there, with so much delay.
     pub(super) fn until(&self, count: usize, delay: Duration) -> Until {
         if self.now >= count {

@@ -83,7 +83,7 @@ fn machine_args(spec: &VmSpec, memory: Memory<'_>) -> Vec<OsString> {
         Accel::Kvm => ("kvm", &spec.profile.cpu_kvm),
         Accel::Tcg => ("tcg,thread=multi", &spec.profile.cpu),
     };
-    let vcpus = spec.profile.vcpus.to_string();
+    let vcpus = spec.vcpus.to_string();
     let machine = match memory {
         Memory::Own => spec.profile.machine.clone(),
         Memory::Saved(_) | Memory::Copied(_) => {

@@ -55,6 +55,8 @@ pub struct VmSpec {
     pub name: String,
     /// How QEMU is laid out.
     pub profile: VmProfile,
+    /// Its processors.
+    pub vcpus: u32,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// QEMU's program, absolute.

@@ -39,6 +39,7 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
     let search_path = std::env::var_os("PATH").unwrap();
     VmSpec {
         name: format!("{}-1", system.cpu()),
+        vcpus: 2,
         accel: accel_for(system),
         qemu: find_program(&profile.qemu, &search_path).unwrap(),
         qemu_identity: "this one".to_owned(),

@@ -184,6 +184,7 @@ pub(crate) fn spec(name: &str) -> VmSpec {
     VmSpec {
         name: name.to_owned(),
         profile: toml::from_str(include_str!("../../vm-configs/riscv64-linux.toml")).unwrap(),
+        vcpus: 2,
         accel: Accel::Tcg,
         qemu: PathBuf::new(),
         qemu_identity: "10".to_owned(),

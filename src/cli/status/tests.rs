@@ -82,6 +82,7 @@ fn vms() -> Vec<VmView> {
     let vm = VmView {
         name: "riscv64-1".to_owned(),
         share: Share::Host,
+        vcpus: 2,
         state: VmStage::Ready,
         stage: String::new(),
         age_s: 95,

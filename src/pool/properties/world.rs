@@ -44,6 +44,7 @@ pub(super) struct World {
     leases: BTreeMap<Seat, (VmId, Instant)>,
     /// What each VM that ever was sees of the machine's store.
     pub(super) shares: BTreeMap<VmId, Share>,
+    pub(super) vcpus: BTreeMap<VmId, u32>,
     /// Sessions that were ever given a VM.
     pub(super) served: BTreeSet<SessionId>,
     /// VMs that were ever started.
@@ -78,6 +79,7 @@ impl World {
             told: (BTreeSet::new(), BTreeSet::new()),
             leases: BTreeMap::new(),
             shares: BTreeMap::new(),
+            vcpus: BTreeMap::new(),
             served: BTreeSet::new(),
             boots: 0,
             passed: BTreeMap::new(),

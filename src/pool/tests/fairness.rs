@@ -127,7 +127,7 @@ fn vms_are_started_in_the_order_of_service() {
     pool.handle(now, ready(1));
     pool.handle(now, close(1));
     // Of those that have no VM coming, anna's third would be ahead of zoe's first if it went by their arrival.
-    let next = Action::Boot(VmId(4), Share::None);
+    let next = boot_of(4, Share::None);
     assert_eq!(pool.handle(now, gone(1)), [next]);
 }
 

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::pool::budget::Machine;
+use crate::pool::shape::Vcpus;
 
 fn two_vcpus_each(max_vms: u32) -> (Pool, Instant) {
     pool_with(Policy {
-        vcpus: 2,
+        vcpus: Vcpus::fixed(NonZeroU32::new(2).unwrap()),
         warm: 1,
         ..policy(Reuse::Never, max_vms)
     })
@@ -22,6 +23,11 @@ fn with_pressure(pressure: Pressure) -> Machine {
     }
 }
 
+fn two(vm: u32) -> Action {
+    let (share, vcpus) = (Share::Host, 2);
+    Action::Boot(VmId(vm), Shape { share, vcpus })
+}
+
 #[test]
 fn no_vm_starts_beyond_the_processors_that_are_left_of_the_budget() {
     let (mut pool, now) = two_vcpus_each(8);
@@ -29,7 +35,7 @@ fn no_vm_starts_beyond_the_processors_that_are_left_of_the_budget() {
         vcpus: Some(5),
         ..Machine::default()
     });
-    assert_eq!(pool.handle(now, Event::Up(8)), [boot(1), boot(2)]);
+    assert_eq!(pool.handle(now, Event::Up(8)), [two(1), two(2)]);
     let (left, needed) = (1, 2);
     assert_eq!(held(&pool, now), Some(Hold::CpuBudget { left, needed }));
     assert!(!pool.lacks_room(), "nobody waits");
@@ -85,7 +91,7 @@ fn a_machine_whose_processors_are_busy_has_one_vm_and_those_that_up_asked_for() 
 #[test]
 fn warm_vms_go_while_the_machine_is_short_of_something_and_come_back_after() {
     let (mut pool, now) = two_vcpus_each(4);
-    assert_eq!(pool.handle(now, Event::DeadlineReached), [boot(1)]);
+    assert_eq!(pool.handle(now, Event::DeadlineReached), [two(1)]);
     pool.handle(now, ready(1));
     pool.set_machine(with_pressure(Pressure::Cpu));
     let later = now + Policy::default().idle_timeout;
@@ -97,7 +103,7 @@ fn warm_vms_go_while_the_machine_is_short_of_something_and_come_back_after() {
     pool.set_machine(Machine::default());
     assert_eq!(pool.deadline(), Some(later + SECOND));
     let again = pool.handle(later + SECOND, Event::DeadlineReached);
-    assert_eq!(again, [boot(2)]);
+    assert_eq!(again, [two(2)]);
 }
 
 #[test]
@@ -125,4 +131,65 @@ fn a_vm_at_work_makes_no_room() {
     let unfetched = Event::SessionClosed(SessionId(1), Outputs::Unfetched);
     pool.handle(now, unfetched);
     assert_eq!(pool.handle(now, Event::MakeRoom), [], "it is leased");
+}
+
+fn on_four_processors() -> (Pool, Instant) {
+    let four = NonZeroU32::new(4).unwrap();
+    pool_with(Policy {
+        vcpus: Vcpus::following(four, 4),
+        ..policy(Reuse::Never, 6)
+    })
+}
+
+fn vcpus(actions: &[Action]) -> Vec<u32> {
+    let boots = actions.iter().filter_map(|action| match action {
+        Action::Boot(_, shape) => Some(shape.vcpus),
+        _ => None,
+    });
+    boots.collect()
+}
+
+#[test]
+fn a_vm_that_is_at_work_alone_has_all_processors_and_later_ones_share_them() {
+    let (mut pool, now) = on_four_processors();
+    assert_eq!(vcpus(&pool.handle(now, open(1))), [4]);
+    assert_eq!(vcpus(&pool.handle(now, open(2))), [2]);
+    assert_eq!(vcpus(&pool.handle(now, open(3))), [1]);
+    assert_eq!(pool.given(), (7, 3 * 2048));
+    for vm in 1..=3 {
+        pool.handle(now, ready(vm));
+        pool.handle(now, close(vm.into()));
+        pool.handle(now, gone(vm));
+    }
+    assert_eq!(pool.given(), (0, 0));
+    assert_eq!(vcpus(&pool.handle(now, open(4))), [4]);
+}
+
+#[test]
+fn vms_of_other_systems_that_are_at_work_count_as_well() {
+    let (mut pool, now) = on_four_processors();
+    pool.set_machine(Machine {
+        others_at_work: 3,
+        ..Machine::default()
+    });
+    assert_eq!(vcpus(&pool.handle(now, open(1))), [1]);
+}
+
+#[test]
+fn a_budget_gives_fewer_processors_before_it_refuses_a_vm() {
+    let (mut pool, now) = on_four_processors();
+    pool.set_machine(Machine {
+        vcpus: Some(3),
+        ..Machine::default()
+    });
+    assert_eq!(vcpus(&pool.handle(now, Event::Up(1))), [2]);
+    assert_eq!(vcpus(&pool.handle(now, Event::Up(3))), [1]);
+    let (left, needed) = (0, 1);
+    assert_eq!(held(&pool, now), Some(Hold::CpuBudget { left, needed }));
+}
+
+#[test]
+fn vms_that_are_asked_for_together_share_the_processors() {
+    let (mut pool, now) = on_four_processors();
+    assert_eq!(vcpus(&pool.handle(now, Event::Up(2))), [2, 2]);
 }

@@ -12,7 +12,7 @@ fn open_blind(session: u64) -> Event {
 }
 
 fn boot_blind(vm: u32) -> Action {
-    Action::Boot(VmId(vm), Share::None)
+    boot_of(vm, Share::None)
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         accel,
         qemu: format!("/bin/{}", profile.qemu).into(),
         profile,
+        vcpus: 2,
         qemu_identity: "10".to_owned(),
         qemu_img: "/bin/qemu-img".into(),
         image: Image {

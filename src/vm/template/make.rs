@@ -77,7 +77,7 @@ async fn prove(
     let output = timers.context(ABORTED)??;
     let told = String::from_utf8_lossy(&output.stdout);
     ensure!(
-        output.status == Some(0) && told.trim() == maker.profile.vcpus.to_string(),
+        output.status == Some(0) && told.trim() == maker.vcpus.to_string(),
         "the restored guest's timers do not all work: {}{}",
         told.trim(),
         quoted(&output.stderr)

@@ -7,13 +7,14 @@ use super::{Life, World};
 use crate::pool::claim::{Claim, Purpose};
 use crate::pool::hold::Pressure;
 use crate::pool::policy::{Reuse, Share};
+use crate::pool::shape::Shape;
 use crate::pool::{Action, Event, SessionId, VmId};
 
 impl World {
     /// Looks at all actions of one step together.
     pub(super) fn check_together(&self, actions: &[Action]) {
         let boots = actions.iter().filter_map(|action| match action {
-            Action::Boot(_, share) => Some(*share),
+            Action::Boot(_, shape) => Some(shape.share),
             _ => None,
         });
         let stops = actions.iter().filter_map(|action| match action {
@@ -32,7 +33,7 @@ impl World {
 
     pub(super) fn perform(&mut self, action: &Action) {
         match action {
-            Action::Boot(vm, share) => self.boot(*vm, *share),
+            Action::Boot(vm, shape) => self.boot(*vm, *shape),
             Action::Assign {
                 session,
                 vm,
@@ -82,8 +83,9 @@ impl World {
         }
     }
 
-    fn boot(&mut self, vm: VmId, share: Share) {
-        self.shares.insert(vm, share);
+    fn boot(&mut self, vm: VmId, shape: Shape) {
+        self.shares.insert(vm, shape.share);
+        self.vcpus.insert(vm, shape.vcpus);
         self.boots += 1;
         assert!(!self.shutting_down, "started {vm:?} in a pool that is down");
         let growing = self.vms.iter().filter(|(vm, life)| match life {
@@ -102,8 +104,8 @@ impl World {
             "no memory for {vm:?}"
         );
         // 25. Never a start beyond the budget, or while programs wait for memory, and under `MakeRoom` none for nobody.
-        let taken = u32::try_from(self.vms.len()).unwrap_or(u32::MAX) + 1;
-        let taken = taken * policy.vcpus;
+        let given = self.vms.keys().map(|vm| self.vcpus[vm]);
+        let taken = given.sum::<u32>() + shape.vcpus;
         assert!(
             self.machine.vcpus.is_none_or(|vcpus| vcpus >= taken),
             "no processor for {vm:?}"
