@@ -3,7 +3,7 @@
 mod growth;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -126,8 +126,10 @@ fn start() -> Instant {
 fn policy() -> impl Strategy<Value = Policy> {
     let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
     let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
-    (limits, reuse, 0u32..3, any::<bool>(), share(), vcpus()).prop_map(
-        |((min_vms, max_vms, slots, max_queued), reuse, warm, is_configured, share, vcpus)| {
+    let kinds = (reuse, share(), vcpus());
+    (limits, kinds, 0u32..3, any::<bool>(), times(), priorities()).prop_map(
+        |((min_vms, max_vms, slots, max_queued), kinds, warm, is_configured, times, priorities)| {
+            let (reuse, share, vcpus) = kinds;
             let slots = if reuse == Reuse::Never { 1 } else { slots };
             let up_limit = if is_configured { max_vms } else { 8 };
             Policy {
@@ -140,10 +142,29 @@ fn policy() -> impl Strategy<Value = Policy> {
                 vcpus,
                 warm: warm.min(max_vms),
                 max_queued,
+                scale_down_delay: times.0,
+                wait_timeout: times.1,
+                priorities,
                 ..Policy::default()
             }
         },
     )
+}
+
+/// How long as many VMs stay as were wanted, and how long a session may wait.
+fn times() -> impl Strategy<Value = (Duration, Option<Duration>)> {
+    let delay = (0u64..1000).prop_map(Duration::from_secs);
+    let wait = (1u64..1000).prop_map(Duration::from_secs);
+    (delay, prop::option::weighted(0.2, wait))
+}
+
+/// Those of the clients that there are, for most pools none.
+fn priorities() -> impl Strategy<Value = BTreeMap<String, i32>> {
+    let some = (0u8..2, -1i32..2).prop_map(|(client, priority)| {
+        let client = world::seat(client, 0).client;
+        BTreeMap::from([(client, priority)])
+    });
+    prop_oneof![2 => Just(BTreeMap::new()), 1 => some]
 }
 
 fn vcpus() -> impl Strategy<Value = Vcpus> {
@@ -197,7 +218,7 @@ proptest! {
     /// nothing meanwhile.
     #[test]
     fn both_kinds_are_served_where_there_is_room_for_one_vm(policy in policy(), sessions in prop::collection::vec(open(purpose()), 1..15)) {
-        let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), max_queued: 20, ..policy };
+        let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), max_queued: 20, wait_timeout: None, ..policy };
         let mut world = World::new(one, start());
         let opened = sessions.len();
         for session in sessions {

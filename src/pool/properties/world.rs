@@ -347,7 +347,7 @@ impl World {
     }
 }
 
-fn seat(client: u8, slot: u8) -> Seat {
+pub(super) fn seat(client: u8, slot: u8) -> Seat {
     let (client, slot) = (client.to_string(), slot.to_string());
     Seat { client, slot }
 }

@@ -195,8 +195,8 @@ impl World {
         self.used_since.insert(vm, self.now);
     }
 
-    /// Property 24. Who could have had what another client gets is next, or after one more turn, or after the one that the other
-    /// client had back: nobody is passed over for ever.
+    /// Property 24. Who could have had what another client of the same priority gets is next, or after one more turn, or after
+    /// the one that the other client had back: nobody is passed over for ever. Who comes before others is never passed over.
     fn check_turn(&mut self, session: SessionId, vm: VmId) {
         let winner = self.claims[&session].seat.client.clone();
         let share = self.shares[&vm];
@@ -211,7 +211,14 @@ impl World {
         let losers: BTreeSet<String> = losers
             .map(|other| self.claims[other].seat.client.clone())
             .collect();
+        let priority_of = |client: &str| {
+            let priorities = &self.pool.policy.priorities;
+            priorities.get(client).copied().unwrap_or_default()
+        };
+        let (own, losers) = (priority_of(&winner), losers.into_iter());
+        let losers: Vec<String> = losers.filter(|loser| priority_of(loser) >= own).collect();
         for loser in losers {
+            assert_eq!(priority_of(&loser), own, "{session:?} was before {loser}'s");
             let passed = self.passed.entry((loser, winner.clone(), share));
             let passed = passed.or_default();
             *passed += 1;
