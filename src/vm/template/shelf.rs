@@ -28,9 +28,9 @@ pub(super) const LOCK: &str = "lock";
 /// In a template's folder: changed when a manager has begun to use it.
 const USED: &str = "used";
 
-/// Templates of a system that are kept beside the newest one, for other configurations, each of which may have one with the
-/// host's store and one without: the folder stays bounded.
-const SPARE: usize = 5;
+/// Templates of a system that are kept beside the newest one: for each number of processors there may be one with the host's
+/// store and one without, and there are other configurations. The folder stays bounded.
+const SPARE: usize = 7;
 
 /// A template on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
