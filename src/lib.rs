@@ -8,6 +8,7 @@ pub mod client_files;
 pub mod config;
 pub mod connect;
 pub mod control;
+pub mod forecast;
 pub mod gateway;
 pub mod image;
 pub mod install;
