@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod control;
 pub mod forecast;
+pub mod forecast_file;
 pub mod gateway;
 pub mod image;
 pub mod install;
