@@ -8,6 +8,8 @@ pub mod client_files;
 pub mod config;
 pub mod connect;
 pub mod control;
+pub mod forecast;
+pub mod forecast_file;
 pub mod gateway;
 pub mod image;
 pub mod install;

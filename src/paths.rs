@@ -80,6 +80,11 @@ impl Paths {
         self.state.join("start.lock")
     }
 
+    /// How many sessions came in the last two weeks.
+    pub fn forecast(&self) -> PathBuf {
+        self.state.join("forecast.json")
+    }
+
     /// Where the manager is spoken to.
     pub fn control_socket(&self) -> PathBuf {
         self.state.join("control.sock")

@@ -18,6 +18,7 @@ use crate::config::keys::{ClientKey, LOCAL};
 use crate::config::{Config, SystemConfig};
 use crate::connect::place::LocalTransport;
 use crate::control::{self, Info};
+use crate::forecast_file;
 use crate::gateway::keys::GatewayKeys;
 use crate::gateway::{self, Client, GatewayConfig, Limits, Slot};
 use crate::image::Image;
@@ -28,7 +29,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::machines::slot_user;
 use crate::open_files;
 use crate::paths::Paths;
-use crate::pool::policy::{Policy, Share};
+use crate::pool::policy::{Forecasting, Policy, Share};
 use crate::pool::shape::Shape;
 use crate::record;
 use crate::shell;
@@ -63,7 +64,7 @@ pub struct OwnKey {
 /// How long the last answers of the control API may take.
 const CONTROL_END: Duration = Duration::from_secs(5);
 
-/// How long the last lines of a trace may take.
+/// How long the last lines of a trace, or of what forecasts are made from, may take: a disk that hangs does not keep the manager.
 const RECORD_END: Duration = Duration::from_secs(5);
 
 /// Runs the manager until `shutdown`; `ready` is called when it serves.
@@ -102,6 +103,10 @@ pub async fn run(
     if let Some((desk, _)) = &recording {
         manager = manager.with_record(desk);
     }
+    let forecasts = has_forecast(&config).then(|| forecast_file::start(paths.forecast()));
+    if let Some((desk, _)) = &forecasts {
+        manager = manager.with_history(desk);
+    }
     let files = tokio::spawn(files.follow(handle.changes()));
     let end = CancellationToken::new();
     let slots = systems_by_slot(&gateway_config);
@@ -119,7 +124,10 @@ pub async fn run(
     info!("every VM is gone");
     if let Some((desk, written)) = recording {
         drop(desk);
-        // A disk that hangs does not keep the manager.
+        let _ = tokio::time::timeout(RECORD_END, written).await;
+    }
+    if let Some((desk, written)) = forecasts {
+        drop(desk);
         let _ = tokio::time::timeout(RECORD_END, written).await;
     }
     // They end with the manager, and take away what Nix is told.
@@ -141,6 +149,11 @@ pub async fn run(
         let _ = std::fs::remove_file(socket);
     }
     Ok(())
+}
+
+fn has_forecast(config: &Config) -> bool {
+    let mut systems = config.systems.values();
+    systems.any(|system| system.policy.forecast != Forecasting::Off)
 }
 
 /// Ends what an earlier manager has left, but for VMs that other processes still use.

@@ -12,7 +12,7 @@ struct Rule {
     except: &'static [&'static str],
 }
 
-const RULES: [Rule; 14] = [
+const RULES: [Rule; 15] = [
     // The core decides; it never acts, and time is an argument.
     Rule {
         path: "pool",
@@ -30,6 +30,25 @@ const RULES: [Rule; 14] = [
             "crate::vm",
             "crate::config",
             "tracing",
+        ],
+        except: &[],
+    },
+    // A forecast is made from numbers, and the time of day is one of them.
+    Rule {
+        path: "forecast",
+        words: &[
+            "tokio",
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::env",
+            "Instant::now",
+            "SystemTime",
+            "tracing",
+            "crate::manager",
+            "crate::vm",
+            "crate::config",
+            "crate::simulate",
         ],
         except: &[],
     },

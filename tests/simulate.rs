@@ -152,6 +152,45 @@ fn what_is_said_on_the_command_line_wins_over_the_file() {
     assert_eq!((riscv64, aarch64), ([3, 3], [3, 3]));
 }
 
+/// A build every twelve seconds from nine of each day, for fifteen days, of which a forecast knows the last eight.
+#[test]
+#[expect(
+    clippy::float_cmp,
+    reason = "whole milliseconds are the same numbers however they are come by"
+)]
+fn a_forecast_that_is_on_has_most_builds_wait_for_nothing() {
+    let installation = Installation::new("");
+    let trace = installation.path().join("trace.csv");
+    let times =
+        (0..15).flat_map(|day| (0..300).map(move |place| (day * 24 + 9) * 3600 + place * 12));
+    let lines: Vec<String> = times.map(|at| format!("{at},riscv64,a,5")).collect();
+    let text = format!("time,system,client,seconds\n{}\n", lines.join("\n"));
+    std::fs::write(&trace, text).unwrap();
+    let figures = |forecast: &str| {
+        let set = format!("forecast={forecast}");
+        let args = [
+            "simulate",
+            trace.to_str().unwrap(),
+            "--max-vms",
+            "4",
+            "--set",
+            &set,
+            "--json",
+        ];
+        let report: Value = serde_json::from_str(&installation.run(&args).stdout).unwrap();
+        let figures = &report["all"]["configured"];
+        ["wait-p50-s", "wait-max-s", "vm-seconds"].map(|name| figures[name].as_f64().unwrap())
+    };
+    let off = figures("off");
+    assert_eq!(figures("observe"), off);
+    let on = figures("on");
+    assert_eq!((off[0], on[0]), (0.8, 0.0));
+    assert_eq!(off[1], on[1]);
+    // One VM for eight hours, five minutes before each, and until it is idle for ten.
+    let more = on[2] - off[2];
+    assert!((8.0 * 2400.0..8.0 * 4500.0).contains(&more), "{more}");
+}
+
 #[test]
 fn json_is_one_object_with_every_figure() {
     let said = simulate("laptop-day.csv", &["--start-time", "6s", "--json"]);

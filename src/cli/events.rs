@@ -83,6 +83,7 @@ fn text(event: &PoolEvent) -> String {
             what,
             decision,
         } => format!("{system}: {what} ({})", decision.figures),
+        Happening::ForecastEnded { system, review } => format!("{system}: forecast: {review}"),
         Happening::PoolDegraded { system, because } => {
             format!("{system}: no VM can be started: {}", head(because, WIDEST))
         }

@@ -28,7 +28,10 @@ A trace is CSV: the line `time,system,client,seconds`, then one line for each bu
 `configured` is what xpool.toml says with what is said here; `always max` is `max-vms` VMs that are there all the time, and \
 `always one` is one VM. They never start or stop. Waits are those of builds that got a VM: half of them waited no longer \
 than P50, 95 of 100 no longer than P95. VM-SECONDS are counted from the first build to the end of the last one. Memory is \
-not simulated.")]
+not simulated.
+
+With `--set forecast=on`, VMs are kept warm by what came in the same hour of the last weeks: a trace has to be longer than a \
+week for that, and its times are taken for those of a clock, in seconds since midnight or since the epoch.")]
 pub(super) struct SimulateArgs {
     /// The trace
     trace: PathBuf,

@@ -84,6 +84,7 @@ mod tests {
                 have: 2,
                 starting: 1,
                 limit: 2,
+                forecast: None,
             },
             held: Some(Hold::MaxVms { limit: 2 }),
             ..pool()

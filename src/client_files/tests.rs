@@ -39,6 +39,7 @@ fn pool(system: System, mode: Mode, max_vms: u32) -> SystemStatus {
         reuse: Reuse::Never,
         share: Share::Host,
         warm: 0,
+        forecast: None,
         inputs: InputsWay::Shared,
         vms: Vec::new(),
         sessions: Vec::new(),

@@ -8,7 +8,7 @@ use super::raw::{HumanDuration, RawBudget, RawPool};
 use super::vm::VmProfile;
 use super::{ConfigError, Host, MOST_BUILD_MACHINES, SystemConfig};
 use crate::pool::budget::MachineBudget;
-use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT};
+use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT, WARM_MAX};
 
 type Number = toml::Spanned<u32>;
 
@@ -59,6 +59,21 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         }
     }
 
+    /// The limit of what is kept warm: what is configured, or what suits what else is.
+    fn warm_max(&self, raw: &RawPool, warm: u32, most: u32) -> Result<u32, ConfigError> {
+        let Some(warm_max) = self.within(raw.warm_max.as_ref(), "warm-max", 0..=most)? else {
+            return Ok(warm.max(WARM_MAX.min(most)));
+        };
+        match &raw.warm {
+            Some(number) if warm > warm_max => {
+                let message = format!("`warm` is {warm} but `warm-max` is {warm_max}");
+                let hint = "`warm-max` is the most that is kept warm, by a forecast too";
+                Err((self.error)(number, message).with_hint(hint))
+            }
+            _ => Ok(warm_max),
+        }
+    }
+
     fn profile(&self, raw: &RawPool, mut profile: VmProfile) -> Result<VmProfile, ConfigError> {
         if let Some(vcpus) = raw.vcpus {
             profile.vcpus = vcpus;
@@ -82,6 +97,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         let reuse = raw.reuse.unwrap_or_default();
         let min_vms = self.within(raw.min_vms.as_ref(), "min-vms", 0..=most)?;
         let warm = self.within(raw.warm.as_ref(), "warm", 0..=most)?;
+        let warm = warm.unwrap_or(defaults.warm);
         let estimate = raw.memory_estimate_mib.as_ref();
         let estimate = self.mebibytes(estimate, "memory-estimate-mib", 1)?;
         let floor = self.mebibytes(raw.memory_floor_mib.as_ref(), "memory-floor-mib", 0)?;
@@ -93,7 +109,9 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             slots_per_vm: self.slots_per_vm(raw, reuse)?,
             reuse,
             share: raw.store.share.unwrap_or(defaults.share),
-            warm: warm.unwrap_or(defaults.warm),
+            warm,
+            forecast: raw.forecast.unwrap_or(defaults.forecast),
+            warm_max: self.warm_max(raw, warm, most)?,
             lease: or(raw.lease, defaults.lease),
             vcpus: host.vcpus(profile),
             memory_mib: u64::from(profile.memory_mib),

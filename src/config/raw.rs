@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::vm::{Network, VcpuCount};
 use crate::nix::System;
-use crate::pool::policy::{Reuse, Share};
+use crate::pool::policy::{Forecasting, Reuse, Share};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
@@ -108,6 +108,8 @@ pub(super) struct RawPool {
     pub(super) reuse: Option<Reuse>,
     pub(super) store: RawStore,
     pub(super) warm: Option<toml::Spanned<u32>>,
+    pub(super) warm_max: Option<toml::Spanned<u32>>,
+    pub(super) forecast: Option<Forecasting>,
     pub(super) template: Option<bool>,
     pub(super) pause: Option<bool>,
     pub(super) vcpus: Option<VcpuCount>,
@@ -136,6 +138,8 @@ impl RawPool {
             reuse: self.reuse.or(defaults.reuse),
             store: self.store.or(defaults.store),
             warm: self.warm.or_else(|| defaults.warm.clone()),
+            warm_max: self.warm_max.or_else(|| defaults.warm_max.clone()),
+            forecast: self.forecast.or(defaults.forecast),
             template: self.template.or(defaults.template),
             pause: self.pause.or(defaults.pause),
             vcpus: self.vcpus.or(defaults.vcpus),

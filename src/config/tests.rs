@@ -4,7 +4,7 @@ mod keys;
 
 use super::*;
 use crate::pool::policy::BuildLimits;
-use crate::pool::policy::Reuse;
+use crate::pool::policy::{Forecasting, Reuse};
 
 const HOST: Host = Host {
     cpus: 2,
@@ -318,5 +318,38 @@ fn a_budget_is_for_all_systems_and_has_no_limit_of_its_own() {
     assert_eq!(
         refused("[budget]\nmemory-pressure = 0\n"),
         "xpool.toml:2: `memory-pressure` is 0 but must be from 1 to 100"
+    );
+}
+
+#[test]
+fn a_forecast_is_observed_unless_something_else_is_said() {
+    let policy = |text: &str| {
+        parse(text).unwrap().systems[&System::Riscv64Linux]
+            .policy
+            .clone()
+    };
+    let of = |text| (policy(text).forecast, policy(text).warm_max);
+    assert_eq!(of(""), (Forecasting::Observe, 2));
+    assert_eq!(
+        of("[pool]\nforecast = \"on\"\nmax-vms = 1\n"),
+        (Forecasting::On, 1)
+    );
+    let own = "[pool]\nforecast = \"off\"\nmax-vms = 4\n[systems.riscv64-linux]\nwarm = 3\nforecast = \"on\"\n";
+    assert_eq!(of(own), (Forecasting::On, 3));
+    assert_eq!(
+        of("[pool]\nmax-vms = 4\nwarm-max = 4\n"),
+        (Forecasting::Observe, 4)
+    );
+    assert_eq!(
+        refused("[pool]\nmax-vms = 4\nwarm = 3\nwarm-max = 2\n"),
+        "xpool.toml:3: `warm` is 3 but `warm-max` is 2; `warm-max` is the most that is kept warm, by a forecast too"
+    );
+    assert_eq!(
+        refused("[pool]\nmax-vms = 4\nwarm-max = 5\n"),
+        "xpool.toml:3: `warm-max` is 5 but must be from 0 to 4"
+    );
+    assert_eq!(
+        refused("[pool]\nforecast = \"onn\"\n"),
+        "xpool.toml:2: unknown value `onn`; did you mean `on`?"
     );
 }

@@ -11,6 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::report::BuildProgress;
 use super::status::BuildView;
+use crate::forecast::Review;
 use crate::nix::System;
 use crate::pool::decision::Decision;
 
@@ -92,6 +93,13 @@ pub enum Happening {
         /// And in figures.
         #[serde(flatten)]
         decision: Decision,
+    },
+    /// An hour has ended that a forecast had said something of.
+    ForecastEnded {
+        /// Of which system.
+        system: System,
+        /// What it had said, and what came.
+        review: Review,
     },
     /// Starts of a system's VMs have failed so often that builds are refused at once.
     PoolDegraded {

@@ -15,6 +15,7 @@ impl<B: VmBackend> Manager<B> {
         let machine = self.machine_for(name, now());
         if let Some(system) = self.systems.get_mut(&name) {
             system.pool.set_machine(machine);
+            system.look_ahead(now());
             act(system);
         }
     }

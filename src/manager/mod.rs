@@ -6,6 +6,7 @@
 mod boot;
 mod builds;
 pub mod events;
+pub mod forecast;
 mod handle;
 mod look_up;
 mod machine;
@@ -194,6 +195,7 @@ impl<B: VmBackend> Manager<B> {
         loop {
             self.after_each_event();
             if draining && self.systems.values().all(ManagedSystem::is_down) {
+                self.keep_histories();
                 return;
             }
             let deadline = self

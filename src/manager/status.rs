@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::report::BuildProgress;
+use crate::forecast::ForecastStatus;
 use crate::nix::System;
 use crate::nix::store_path::StorePath;
 use crate::pool::Mode;
@@ -100,8 +101,11 @@ pub struct SystemStatus {
     pub reuse: Reuse,
     /// What VMs see of this machine's store, where the session's key does not ask for less.
     pub share: Share,
-    /// VMs that nobody has used yet, kept beside those that are wanted.
+    /// VMs that nobody has used yet, kept beside those that are wanted, by a forecast too.
     pub warm: u32,
+    /// What the forecast says; `None` where there is none.
+    #[serde(default)]
+    pub forecast: Option<ForecastStatus>,
     /// How inputs come into its VMs.
     pub inputs: InputsWay,
     /// Its VMs, oldest first.

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::builds::Builds;
 use super::events::{Events, Happening};
+use super::forecast::SystemForecast;
 use super::session::{ManagedSession, watch_session};
 use super::status::BuildView;
 use super::supervisor::{VmCommand, VmNews};
@@ -16,7 +17,7 @@ use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
 use super::worked::WorkedDesk;
 use super::{News, SessionNews, VmFactory};
 use crate::nix::{System, slot};
-use crate::pool::claim::Outputs;
+use crate::pool::claim::{Outputs, Purpose};
 use crate::pool::policy::{BuildLimits, Policy, Share};
 use crate::pool::shape::Shape;
 use crate::pool::{Action, Event, Exit, Pool, SessionId, VmId};
@@ -39,6 +40,7 @@ pub(super) struct ManagedSystem<B> {
     pub(super) is_short: bool,
     /// Where it is told what sessions have had built, if somebody wants to know.
     pub(super) worked: Option<WorkedDesk>,
+    pub(super) forecast: Option<SystemForecast>,
     /// Whether starts had failed for long then.
     pub(super) is_degraded: bool,
 }
@@ -68,6 +70,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
+            forecast: SystemForecast::new(&policy),
             pool: Pool::new(policy),
             slots_per_vm,
             share,
@@ -90,7 +93,8 @@ impl<B: VmBackend> ManagedSystem<B> {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.pool.deadline()
+        let look = self.forecast.as_ref().and_then(SystemForecast::look_at);
+        self.pool.deadline().into_iter().chain(look).min()
     }
 
     /// The builds that run and the last that ended.
@@ -165,6 +169,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             inputs: None,
         };
         let claim = session.claim();
+        if claim.purpose == Purpose::Build && claim.share == self.share {
+            // VMs that are kept ready are of this kind.
+            self.forecast.iter_mut().for_each(SystemForecast::arrived);
+        }
         self.sessions.insert(id, session);
         self.handle(now, Event::SessionOpened(id, claim));
     }

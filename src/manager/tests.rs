@@ -2,6 +2,7 @@
 
 mod builds;
 mod fake;
+mod forecast;
 mod memory;
 mod pinned;
 mod rest;
@@ -56,6 +57,16 @@ impl Fixture {
     }
 
     fn of(policies: BTreeMap<System, Policy>, meminfo: PathBuf, budget: MachineBudget) -> Self {
+        Self::around(policies, |manager| {
+            manager.with_meminfo(meminfo).with_budget(budget)
+        })
+    }
+
+    /// A manager that is made ready by the caller before it runs.
+    fn around(
+        policies: BTreeMap<System, Policy>,
+        prepare: impl FnOnce(Manager<FakeBackend>) -> Manager<FakeBackend>,
+    ) -> Self {
         let backend = Arc::new(FakeBackend::default());
         let shares: Arc<Mutex<BTreeMap<String, Share>>> = Arc::default();
         let started = shares.clone();
@@ -70,9 +81,11 @@ impl Fixture {
         };
         let (manager, handle) = Manager::new(policies, &factory);
         let (desk, worked) = WorkedDesk::channel();
-        let manager = manager.with_record(&desk).with_budget(budget);
+        let manager = manager
+            .with_record(&desk)
+            .with_meminfo("/nonexistent".into());
         let shutdown = Shutdown::default();
-        let running = tokio::spawn(manager.with_meminfo(meminfo).run(shutdown.clone()));
+        let running = tokio::spawn(prepare(manager).run(shutdown.clone()));
         Self {
             backend,
             shares,

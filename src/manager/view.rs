@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::forecast::SystemForecast;
 use super::session::ManagedSession;
 use super::status::{InputsWay, SessionView, SystemStatus, VmView};
 use super::system::ManagedSystem;
@@ -28,6 +29,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             reuse: pool.reuse,
             share: pool.share,
             warm: pool.warm,
+            forecast: self.forecast.as_ref().map(SystemForecast::status),
             inputs: self.inputs_way(),
             vms: self.vm_views(&pool, now),
             sessions: self

@@ -60,6 +60,9 @@ pub struct Figures {
     pub starting: usize,
     /// VMs at the most.
     pub limit: u32,
+    /// VMs that a forecast would have kept warm, whether it does or not; `None` where it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<u32>,
 }
 
 impl std::fmt::Display for Figures {
@@ -71,11 +74,13 @@ impl std::fmt::Display for Figures {
             have,
             starting,
             limit,
+            forecast,
         } = self;
         write!(
             f,
             "sessions: {demand}, {waiting} waiting; VMs: want {want}, have {have}, {starting} starting, limit {limit}"
-        )
+        )?;
+        forecast.map_or(Ok(()), |forecast| write!(f, ", forecast {forecast}"))
     }
 }
 
@@ -93,6 +98,7 @@ impl Pool {
             have: self.live_vms(),
             starting: planner::booting(&self.vms),
             limit: self.limit(),
+            forecast: self.forecast.map(|said| said.min(self.policy.warm_max)),
         }
     }
 

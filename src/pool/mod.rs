@@ -9,6 +9,7 @@ pub mod claim;
 pub mod decision;
 mod drain;
 mod event;
+mod forecast;
 pub mod hold;
 mod homes;
 mod leases;
@@ -71,6 +72,8 @@ pub struct Pool {
     queue: Queue,
     backoff: Backoff,
     machine: Machine,
+    /// Sessions that will come at once, if that is known.
+    forecast: Option<u32>,
     /// What keeps a VM that is wanted from being started.
     held: Option<Held>,
     starts: Starts,
@@ -93,6 +96,7 @@ impl Pool {
             queue: Queue::default(),
             backoff: Backoff::default(),
             machine: Machine::default(),
+            forecast: None,
             held: None,
             starts: Starts::default(),
             wanted: Wanted::default(),
@@ -100,6 +104,11 @@ impl Pool {
             last_decision: None,
             last_vm: 0,
         }
+    }
+
+    /// What it may do.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// Notes how much memory the host has available, in MiB, for what is decided from now on; `None` when that is not known,

@@ -12,6 +12,10 @@ use super::shape::Vcpus;
 /// VMs that `up` may ask for where no maximum is configured: as many as a system has slots.
 pub const UP_LIMIT: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
 
+/// VMs that a forecast may have kept warm where no maximum is configured: idling costs memory, and one more is started as soon as
+/// one of them is taken.
+pub const WARM_MAX: u32 = 2;
+
 /// Which sessions a VM takes after its first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -66,6 +70,19 @@ impl Share {
     }
 }
 
+/// What becomes of a forecast of how many sessions are about to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forecasting {
+    /// There is none.
+    Off,
+    /// It is made and shown, and changes nothing.
+    #[default]
+    Observe,
+    /// More VMs are kept warm by it.
+    On,
+}
+
 /// How long a build may take. Nix tells a build machine nothing of its own limits (ssh-ng sends no options), and the pool's core
 /// has nothing to do with them: sessions keep them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +111,10 @@ pub struct Policy {
     pub share: Share,
     /// VMs that nobody has used yet, kept beside those that are wanted, so that a session waits for nothing.
     pub warm: u32,
+    /// What becomes of a forecast.
+    pub forecast: Forecasting,
+    /// VMs that nobody has used yet at the most, `warm` and what a forecast asks for: it never asks for fewer than `warm`.
+    pub warm_max: u32,
     /// How long a VM is kept for outputs that are still to be fetched from it.
     pub lease: Duration,
     /// Processors that a VM is given.
@@ -146,6 +167,8 @@ impl Default for Policy {
             reuse: Reuse::Never,
             share: Share::Host,
             warm: 0,
+            forecast: Forecasting::Observe,
+            warm_max: WARM_MAX,
             // A client that fetches each output by a session of its own opens the next one within milliseconds; this is
             // for one whose machine is overloaded.
             lease: Duration::from_secs(10),

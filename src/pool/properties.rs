@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::claim::{Outputs, Purpose};
 use super::hold::Pressure;
-use super::policy::{Policy, Reuse, Share};
+use super::policy::{Forecasting, Policy, Reuse, Share};
 use super::shape::Vcpus;
 use super::{Down, Event, Mode, Retry, VmId};
 use crate::nix::store_path::StorePath;
@@ -42,6 +42,8 @@ enum Step {
     Memory(Option<u64>),
     /// What the kernel says of pressure, processors that are left, and whether another pool's sessions wait.
     Machine(Option<Pressure>, Option<u32>, bool),
+    /// So many sessions are said to come.
+    Forecast(Option<u32>),
     /// Another pool's sessions wait for room.
     MakeRoom,
     /// The n-th VM is taken out of service.
@@ -66,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
         1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
         1 => machine(),
+        1 => prop::option::of(0u32..6).prop_map(Step::Forecast),
         1 => Just(Step::MakeRoom),
         1 => any::<usize>().prop_map(Step::Drain),
         5 => any::<usize>().prop_map(Step::Ready),
@@ -126,10 +129,10 @@ fn start() -> Instant {
 fn policy() -> impl Strategy<Value = Policy> {
     let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
     let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
-    let kinds = (reuse, share(), vcpus());
-    (limits, kinds, 0u32..3, any::<bool>(), times(), priorities()).prop_map(
+    let (kinds, warm) = ((reuse, share(), vcpus()), (0u32..3, 0u32..4, any::<bool>()));
+    (limits, kinds, warm, any::<bool>(), times(), priorities()).prop_map(
         |((min_vms, max_vms, slots, max_queued), kinds, warm, is_configured, times, priorities)| {
-            let (reuse, share, vcpus) = kinds;
+            let ((reuse, share, vcpus), (warm, warm_max, is_on)) = (kinds, warm);
             let slots = if reuse == Reuse::Never { 1 } else { slots };
             let up_limit = if is_configured { max_vms } else { 8 };
             Policy {
@@ -141,6 +144,12 @@ fn policy() -> impl Strategy<Value = Policy> {
                 share,
                 vcpus,
                 warm: warm.min(max_vms),
+                warm_max: warm_max.max(warm).min(max_vms),
+                forecast: if is_on {
+                    Forecasting::On
+                } else {
+                    Forecasting::Observe
+                },
                 max_queued,
                 scale_down_delay: times.0,
                 wait_timeout: times.1,
@@ -203,7 +212,7 @@ proptest! {
         world.settle();
         prop_assert!(world.waiting.is_empty(), "{:?} wait for ever", world.waiting);
         let expected = match world.pool.mode {
-            Mode::Open => world.pool.kept().max(world.pool.policy.warm),
+            Mode::Open => world.pool.kept().max(world.pool.warm_wanted()),
             Mode::Draining => 0,
         };
         prop_assert_eq!(world.vms.len(), expected as usize);
@@ -218,7 +227,7 @@ proptest! {
     /// nothing meanwhile.
     #[test]
     fn both_kinds_are_served_where_there_is_room_for_one_vm(policy in policy(), sessions in prop::collection::vec(open(purpose()), 1..15)) {
-        let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), max_queued: 20, wait_timeout: None, ..policy };
+        let one = Policy { max_vms: NonZeroU32::MIN, up_limit: NonZeroU32::MIN, min_vms: policy.min_vms.min(1), warm: policy.warm.min(1), warm_max: policy.warm_max.min(1), max_queued: 20, wait_timeout: None, ..policy };
         let mut world = World::new(one, start());
         let opened = sessions.len();
         for session in sessions {

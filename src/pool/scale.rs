@@ -85,7 +85,7 @@ impl Pool {
     /// VMs that nobody has used, to be kept beside the others: none while the machine is short of something.
     fn warm(&self) -> usize {
         match (self.mode, self.machine.pressure) {
-            (Mode::Open, None) => self.policy.warm as usize,
+            (Mode::Open, None) => self.warm_wanted() as usize,
             _ => 0,
         }
     }
@@ -168,7 +168,7 @@ impl Pool {
         let unserved = self.unserved(needs);
         let supply = planner::supply(&self.vms, own, &self.policy) + count(&unserved);
         // While the machine is short of something these are missing, too: they come back when it no longer is.
-        let cold = (needed + self.policy.warm as usize).saturating_sub(supply);
+        let cold = (needed + self.warm_wanted() as usize).saturating_sub(supply);
         // What boots for a session is about to be at work.
         let serving = planner::serving(&self.vms, own) + planner::coming(&self.vms);
         let short = (self.kept() as usize).saturating_sub(serving + unserved.len());

@@ -27,7 +27,7 @@ pub struct PoolStatus {
     pub reuse: Reuse,
     /// What VMs see of this machine's store, where the session does not ask for less.
     pub share: Share,
-    /// VMs that nobody has used yet, kept beside those that are wanted.
+    /// VMs that nobody has used yet, kept beside those that are wanted, by a forecast too.
     pub warm: u32,
     /// Sessions that have a VM or wait for one.
     pub demand: usize,
@@ -109,7 +109,7 @@ impl Pool {
             kept: self.kept(),
             reuse: self.policy.reuse,
             share: self.policy.share,
-            warm: self.policy.warm,
+            warm: self.warm_wanted(),
             demand: self.demand(),
             vms: self
                 .vms

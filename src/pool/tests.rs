@@ -4,6 +4,7 @@ mod decisions;
 mod drain;
 mod failure;
 mod fairness;
+mod forecast;
 mod leases;
 mod machine;
 mod memory;

@@ -9,10 +9,12 @@ use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use super::course::Course;
 use super::report::{Comparison, Report};
 use super::trace::{HEAD, Trace};
+use super::world::World;
 use super::{Plan, Stuck, Times, simulate};
-use crate::pool::policy::{Policy, Reuse};
+use crate::pool::policy::{Forecasting, Policy, Reuse};
 
 fn trace(lines: &str) -> Trace {
     Trace::read(format!("{HEAD}\n{lines}").as_bytes()).unwrap()
@@ -165,4 +167,73 @@ fn a_trace_takes_the_same_course_each_time() {
 fn work_that_takes_no_time_is_done() {
     let found = simulated(&"0,riscv64,a,0\n".repeat(100), &plan(1)).configured;
     assert_eq!((found.rejected, found.starts), (0, 100));
+}
+
+/// Ten days with two builds every twenty seconds for an hour from nine, of a second each.
+fn busy_hours() -> String {
+    let mut lines = String::new();
+    for day in 0..10 {
+        for place in 0..180 {
+            let at = day * 24 * 3600 + 9 * 3600 + place * 20;
+            lines += &format!("{at},riscv64,a,1\n").repeat(2);
+        }
+    }
+    lines
+}
+
+fn course(trace: &Trace, plan: &Plan) -> Course {
+    let plans = trace.systems().map(|system| (system, plan.clone()));
+    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+    let origin = Instant::now();
+    World::new(trace, plans.collect(), origin).run().unwrap()
+}
+
+/// The wait that 95 of 100 builds of the last days do not exceed.
+fn p95_of_last_days(course: &Course, days: usize) -> Duration {
+    let mut waits = course.all().waits;
+    let mut last = waits.split_off(waits.len() - days * 360);
+    last.sort_unstable();
+    last[last.len() * 95 / 100 - 1]
+}
+
+#[test]
+fn a_forecast_has_vms_ready_for_the_hour_that_is_busy_every_week() {
+    let trace = trace(&busy_hours());
+    let off = plan(4);
+    let on = |policy: Policy| Plan {
+        policy: Policy {
+            forecast: Forecasting::On,
+            ..policy
+        },
+        ..off.clone()
+    };
+    let [without, with] = [&off, &on(off.policy.clone())].map(|plan| course(&trace, plan));
+    assert_eq!(p95_of_last_days(&without, 3), Duration::from_secs(1));
+    assert_eq!(p95_of_last_days(&with, 3), Duration::ZERO);
+    // Nobody waits longer for it on a day on which nothing is known yet.
+    assert_eq!(p95_of_last_days(&with, 10), Duration::from_secs(1));
+    let [without, with] = [without, with].map(|course| course.all().vm_time.as_secs());
+    // Two VMs, for three hours, five minutes before each, and ten minutes for an idle one to go.
+    let more = with - without;
+    assert!(
+        (3 * 2 * 3600..3 * 2 * 3600 * 5 / 4).contains(&more),
+        "{more} VM-seconds more than {without}"
+    );
+    let warm = Plan {
+        policy: Policy {
+            warm: 2,
+            ..off.policy.clone()
+        },
+        ..off.clone()
+    };
+    assert!(with * 20 < course(&trace, &warm).all().vm_time.as_secs());
+}
+
+#[test]
+fn a_forecast_that_is_observed_changes_no_simulation() {
+    let trace = trace(&busy_hours());
+    let [mut off, observe] = [plan(4), plan(4)];
+    assert_eq!(observe.policy.forecast, Forecasting::Observe);
+    off.policy.forecast = Forecasting::Off;
+    assert_eq!(run(&trace, &off).unwrap(), run(&trace, &observe).unwrap());
 }

@@ -52,6 +52,8 @@ pub struct Build {
 /// Builds in the order in which they were wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
+    /// When the first one was wanted, counted from where the trace's own times are.
+    begin: Duration,
     builds: Vec<Build>,
     /// Their names, by number.
     clients: Vec<String>,
@@ -153,6 +155,11 @@ impl Trace {
     /// The builds, in the order in which they were wanted.
     pub fn builds(&self) -> &[Build] {
         &self.builds
+    }
+
+    /// The moment that builds' times are counted from, by the trace's own clock: since the epoch, where a manager wrote it.
+    pub fn begin(&self) -> Duration {
+        self.begin
     }
 
     /// The client's name.
@@ -263,7 +270,12 @@ impl Reading {
         for build in &mut builds {
             build.at -= first;
         }
-        Ok(Trace { builds, clients })
+        let begin = first;
+        Ok(Trace {
+            begin,
+            builds,
+            clients,
+        })
     }
 }
 

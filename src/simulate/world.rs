@@ -19,6 +19,9 @@ use crate::pool::{Action, Event, Exit, SessionId, VmId};
 /// How long the pools are there before the first build, so that what they keep is ready.
 const LEAD: Duration = Duration::from_secs(2 * 3600);
 
+/// What a trace's clock is put forward, as it may begin at 0 and there is a time before it. No hour becomes another one of its week.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How long nothing may come of anything while builds wait. Longer than any build.
 const PATIENCE: Duration = Duration::from_secs(31 * 24 * 3600);
 
@@ -246,12 +249,25 @@ impl<'a> World<'a> {
 
     /// Lets a pool decide and does what it says.
     fn tell(&mut self, system: System, event: Event) {
+        let time = self.time();
         let Some(side) = self.sides.get_mut(&system) else {
             return;
         };
+        side.look_ahead(self.now, time);
+        if matches!(event, Event::SessionOpened(..)) {
+            side.arrived();
+        }
         for action in side.pool.handle(self.now, event) {
             self.perform(system, &action);
         }
+    }
+
+    /// The time of day, by the trace's clock, in seconds.
+    fn time(&self) -> u64 {
+        let first = WEEK + self.trace.begin();
+        let since = self.now.saturating_duration_since(self.begin);
+        let before = self.begin.saturating_duration_since(self.now);
+        (first + since).saturating_sub(before).as_secs()
     }
 
     fn perform(&mut self, system: System, action: &Action) {

@@ -17,6 +17,7 @@ pub(in super::super) fn pool() -> SystemStatus {
         reuse: Reuse::Never,
         share: Share::Host,
         warm: 0,
+        forecast: None,
         inputs: InputsWay::Shared,
         vms: Vec::new(),
         sessions: Vec::new(),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{policy, start};
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
-use crate::pool::policy::{Policy, Reuse, Share};
+use crate::pool::policy::{Forecasting, Policy, Reuse, Share};
 use crate::pool::{Action, Event, Pool, SessionId, VmId};
 
 /// The n-th session, of one client and in a slot of its own.
@@ -24,8 +24,9 @@ fn open(n: u64) -> Event {
 }
 
 /// How many VMs a pool has started for so many sessions that came one after the other.
-fn started(policy: &Policy, sessions: u64) -> usize {
+fn started(policy: &Policy, forecast: Option<u32>, sessions: u64) -> usize {
     let mut pool = Pool::new(policy.clone());
+    pool.set_forecast(forecast);
     let now = start();
     let mut actions = pool.handle(now, Event::DeadlineReached);
     for n in 1..=sessions {
@@ -47,9 +48,24 @@ proptest! {
         let most = u64::from(policy.max_vms.get());
         let needed = sessions.div_ceil(slots) + u64::from(policy.warm);
         let expected = needed.max(u64::from(policy.min_vms)).min(most);
-        let few = started(&policy, sessions);
+        let few = started(&policy, None, sessions);
         prop_assert_eq!(few as u64, expected);
-        prop_assert!(started(&policy, sessions + 1) >= few);
+        prop_assert!(started(&policy, None, sessions + 1) >= few);
+    }
+
+    /// Property 31: what a forecast asks for is what `warm` would have asked for, up to its limit.
+    #[test]
+    fn a_forecast_is_more_warm_vms_and_never_fewer(policy in policy(), forecast in 0u32..8, sessions in 0u64..20) {
+        let policy = Policy { share: Share::Host, max_queued: 100, ..policy };
+        let warm = policy.warm.max(forecast.min(policy.warm_max));
+        let on = Policy { forecast: Forecasting::On, ..policy.clone() };
+        let as_warm = Policy { warm, forecast: Forecasting::Off, ..policy.clone() };
+        let with = started(&on, Some(forecast), sessions);
+        prop_assert_eq!(with, started(&as_warm, None, sessions));
+        prop_assert!(with >= started(&on, None, sessions));
+        prop_assert!(with <= policy.max_vms.get() as usize);
+        let observed = Policy { forecast: Forecasting::Observe, ..policy };
+        prop_assert_eq!(started(&observed, Some(forecast), sessions), started(&observed, None, sessions));
     }
 
     /// Property 29: whatever comes and goes in waves of less than ten minutes, no VM stops between two of them.

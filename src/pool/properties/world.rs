@@ -134,6 +134,10 @@ impl World {
                     ..Machine::default()
                 };
             }
+            Step::Forecast(sessions) => {
+                self.pool.set_forecast(sessions);
+                self.send(Event::DeadlineReached);
+            }
             Step::MakeRoom => {
                 self.makes_room = true;
                 self.send(Event::MakeRoom);

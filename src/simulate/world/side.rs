@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::forecast::Forecaster;
+use crate::forecast::history::History;
+use crate::pool::policy::Forecasting;
 use crate::pool::{Pool, SessionId, VmId};
 use crate::simulate::Plan;
 use crate::simulate::course::Tally;
@@ -43,11 +46,16 @@ pub(super) struct Side {
     pub(super) sessions: HashMap<SessionId, Session>,
     pub(super) slots: HashMap<ClientId, Slots>,
     pub(super) tally: Tally,
+    /// What is kept warm by a forecast, if there is one that does so, and when to look at the time for it.
+    forecast: Option<(Forecaster, Option<Instant>)>,
 }
 
 impl Side {
     pub(super) fn new(plan: Plan) -> Self {
+        let is_on = plan.policy.forecast == Forecasting::On;
+        let forecaster = || Forecaster::new(&plan.policy, History::default());
         Self {
+            forecast: is_on.then(|| (forecaster(), None)),
             pool: Pool::new(plan.policy.clone()),
             plan,
             looked: None,
@@ -58,8 +66,25 @@ impl Side {
         }
     }
 
+    /// Has the pool know what the forecast says; `time` is the time of day, in seconds.
+    pub(super) fn look_ahead(&mut self, now: Instant, time: u64) {
+        if let Some((forecaster, look_at)) = &mut self.forecast {
+            forecaster.look(time);
+            self.pool.set_forecast(forecaster.says(time));
+            *look_at = Some(now + Duration::from_secs(Forecaster::next_look_s(time)));
+        }
+    }
+
+    /// A session has come.
+    pub(super) fn arrived(&mut self) {
+        if let Some((forecaster, _)) = &mut self.forecast {
+            forecaster.arrived();
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let at = self.pool.deadline()?;
+        let look = self.forecast.as_ref().and_then(|(_, look_at)| *look_at);
+        let at = self.pool.deadline().into_iter().chain(look).min()?;
         let soonest = self
             .looked
             .filter(|looked| at <= *looked)

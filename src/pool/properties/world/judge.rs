@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::{Life, World};
 use crate::pool::claim::{Claim, Purpose};
 use crate::pool::hold::Pressure;
-use crate::pool::policy::{Reuse, Share};
+use crate::pool::policy::{Forecasting, Reuse, Share};
 use crate::pool::shape::Shape;
-use crate::pool::{Action, Event, SessionId, VmId};
+use crate::pool::{Action, Event, Pool, SessionId, VmId};
 
 impl World {
     /// Looks at all actions of one step together.
@@ -293,6 +293,14 @@ impl World {
                 );
             }
         }
+        // 30. A forecast never leads to fewer VMs, nor to more warm ones than are allowed; and to none where it is only observed.
+        let mut without = self.pool.clone();
+        without.set_forecast(None);
+        let (more, warm) = (self.pool.warm_wanted(), without.warm_wanted());
+        assert!(warm == policy.warm && (warm..=policy.warm_max.max(warm)).contains(&more));
+        let missing = [&self.pool, &without].map(Pool::missing_count);
+        assert!(missing[0] >= missing[1] && missing[0] - missing[1] <= (more - warm) as usize);
+        assert!(policy.forecast == Forecasting::On || more == warm);
         // 11. A second look at the same moment finds nothing new.
         let mut again = self.pool.clone();
         again.set_machine(self.machine);
