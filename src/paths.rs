@@ -53,6 +53,17 @@ impl Paths {
         })
     }
 
+    /// The same with another state folder.
+    #[must_use]
+    pub fn in_state(&self, state: PathBuf) -> Self {
+        let (config, cache) = (self.config.clone(), self.cache.clone());
+        Self {
+            config,
+            state,
+            cache,
+        }
+    }
+
     /// xpool.toml.
     pub fn config(&self) -> &ConfigFile {
         &self.config

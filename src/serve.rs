@@ -69,7 +69,7 @@ const RECORD_END: Duration = Duration::from_secs(5);
 
 /// Runs the manager until `shutdown`; `ready` is called when it serves.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     paths: &Paths,
     shutdown: Shutdown,
     ready: impl FnOnce(&Info),
@@ -84,6 +84,9 @@ pub async fn run(
     let tcp = TcpListener::bind(listen)
         .await
         .map_err(|source| CannotListen { listen, source })?;
+    // Port 0 is any that is free.
+    let listen = tcp.local_addr().context("the gateway's address")?;
+    config.listen = listen;
     let unix = state::listen(&paths.control_socket())?;
     let local = LocalTransport::bind(&config, paths)?;
     let shells = state::listen(&paths.shell_socket())?;

@@ -131,6 +131,19 @@ async fn form(args: &MachinesArgs, config: &Config) -> Form {
     Form::of(transport, client)
 }
 
+/// The lines of the local transport for these systems, of the manager that runs.
+pub(super) async fn local_lines(context: &Context, systems: &[System]) -> Result<String> {
+    let config = context.config()?;
+    let (client, info) = context.connect().await?;
+    let status = client.status().await?;
+    let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
+    let endpoint = client_files::endpoint(info.gateway, &context.paths, &keys)?;
+    let form = Form::of(Transport::Local, None);
+    Ok(lines(&machines(
+        &config, &status, &endpoint, form, systems,
+    )?))
+}
+
 fn machines(
     config: &Config,
     status: &Status,

@@ -1,16 +1,19 @@
 //! The command line: what can be said, and which command takes it.
 
+mod attached;
 mod builds;
 mod connect;
 mod down;
 mod drain;
 mod events;
+mod generate;
 mod image;
 mod install;
 mod logs;
 mod machines;
 mod nix_version;
 mod problem;
+mod run;
 mod serve;
 mod simulate;
 mod ssh;
@@ -125,6 +128,8 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Run a shell or a command in a VM, to look around
     Ssh(ssh::SshArgs),
+    /// Run a command that finds builders in its environment, and end with it: for CI
+    Run(run::RunArgs),
     /// Say how long builds of a recorded or invented day would wait, and what VMs it would take
     Simulate(simulate::SimulateArgs),
     /// Make, list and check guest images
@@ -132,6 +137,11 @@ enum Command {
     Image(image::ImageCommand),
     /// Join standard input and output to a builder; what Nix runs with the local transport
     Connect(connect::ConnectArgs),
+    /// Print what a shell completes commands of xpool by
+    Completions(generate::CompletionsArgs),
+    /// Write manual pages of all commands into a folder; for packages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
     /// Run the manager in the foreground
     Serve(serve::ServeArgs),
 }
@@ -160,6 +170,21 @@ impl Context {
             debug!("{error:#}");
         }
         reached
+    }
+
+    /// The same with another state folder.
+    fn in_state(&self, state: PathBuf) -> Self {
+        let mut named = self.named.clone();
+        if let Some(at) = named.iter().position(|flag| flag == "--state-dir") {
+            named.drain(at..at + 2);
+        }
+        named.extend(["--state-dir".to_owned(), state.display().to_string()]);
+        Self {
+            printer: self.printer,
+            paths: self.paths.in_state(state),
+            verbose: self.verbose,
+            named,
+        }
     }
 
     /// This program as it was called, for a command that can be copied: with a path where PATH does not lead to it.
@@ -236,8 +261,14 @@ impl Cli {
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Ssh(args) => return ssh::run(&context, args).await,
+            Command::Run(args) => return run::run(&context, &args).await,
             Command::Simulate(args) => simulate::run(&context, &args),
             Command::Image(command) => image::run(&context, &command).await,
+            Command::Completions(args) => {
+                generate::completions(&context, &args);
+                Ok(())
+            }
+            Command::Man(args) => generate::man(&args),
             Command::Connect(args) => connect::run(&context, &args).await,
             Command::Serve(args) => serve::run(&context, &args).await,
         }

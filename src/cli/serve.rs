@@ -1,9 +1,11 @@
 //! `xpool serve`.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use tokio::net::unix::pipe::Receiver;
 
 use super::Context;
 use crate::nix::System;
@@ -18,6 +20,9 @@ pub(super) struct ServeArgs {
     /// Leave the terminal, log to this file, and print one word when serving; what `xpool up` starts
     #[arg(long, value_name = "LOG", hide = true)]
     background: Option<PathBuf>,
+    /// End, and remove the state folder, when standard input ends, and listen on any free port; what `xpool run` starts
+    #[arg(long, hide = true)]
+    attached: bool,
     /// Record each build that ends, for `xpool simulate`: when it was wanted, of which system, by whom, how long it took. At
     /// 16 MiB the file becomes FILE.old and another one begins [default: `file` of [trace] in xpool.toml]
     #[arg(long, value_name = "FILE")]
@@ -41,9 +46,13 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     }
     let shutdown = Shutdown::default();
     shutdown.on_signals().context("listening to signals")?;
+    if args.attached {
+        config.listen.set_port(0);
+        tokio::spawn(end_with(stdin_pipe()?, shutdown.clone()));
+    }
     let printer = context.printer;
     let next_steps = super::up::next_steps(context, System::Riscv64Linux).await?;
-    serve::run(config, &context.paths, shutdown, move |info| {
+    let served = serve::run(config, &context.paths, shutdown, move |info| {
         if background {
             printer.data(READY);
         } else {
@@ -54,5 +63,25 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
             printer.say(&next_steps);
         }
     })
-    .await
+    .await;
+    if args.attached {
+        // Who started it may be gone, and does the same if it is not.
+        let _ = std::fs::remove_dir_all(context.paths.state());
+    }
+    served
+}
+
+/// Standard input, which is a pipe that nobody writes to. Not tokio's own: its thread would keep this process.
+fn stdin_pipe() -> Result<Receiver> {
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    stdin
+        .and_then(Receiver::from_owned_fd)
+        .context("`--attached` needs a pipe as standard input")
+}
+
+async fn end_with(mut stdin: Receiver, shutdown: Shutdown) {
+    // However it ends, nobody is there any more.
+    let _ = tokio::io::copy(&mut stdin, &mut tokio::io::sink()).await;
+    shutdown.drain.cancel();
+    shutdown.now.cancel();
 }

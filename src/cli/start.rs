@@ -1,6 +1,7 @@
 //! Reaching the manager, and starting one in the background where none runs.
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -72,21 +73,32 @@ fn note_differences(context: &Context, info: &Info) -> Result<()> {
 /// Starts `xpool serve` in the background and returns when it serves.
 async fn start(context: &Context) -> Result<()> {
     let log = context.paths.manager_log();
+    let mut command = command(context, &log)?;
+    command.stdin(Stdio::null());
+    serving(command, &log).await.map(drop)
+}
+
+/// `xpool serve` in the background, which logs to this file.
+pub(super) fn command(context: &Context, log: &Path) -> Result<Command> {
     let log_file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
-        .open(&log)
+        .open(log)
         .with_context(|| format!("creating `{}`", log.display()))?;
     let program = std::env::current_exe().context("finding xpool's own program")?;
     let mut command = Command::new(program);
     command.args(&context.named);
     command.args(std::iter::repeat_n("-v", context.verbose.into()));
-    command.args(["serve", "--background"]).arg(&log);
+    command.args(["serve", "--background"]).arg(log);
     command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log_file)
         .current_dir("/");
+    Ok(command)
+}
+
+/// Starts it and returns when it serves.
+pub(super) async fn serving(mut command: Command, log: &Path) -> Result<Child> {
     let mut child = command.spawn().context("starting `xpool serve`")?;
     let stdout = child.stdout.take().context("the manager's output")?;
     // Ends with the word, or with the manager.
@@ -99,22 +111,20 @@ async fn start(context: &Context) -> Result<()> {
         )
     })??;
     if first.as_deref() == Some(READY) {
-        Ok(())
+        Ok(child)
     } else {
-        Err(why(&mut child, &log).await)
+        let status = child.wait().await.context("waiting for the manager")?;
+        Err(why(status, log, "the manager did not start"))
     }
 }
 
-async fn why(child: &mut Child, log: &std::path::Path) -> anyhow::Error {
-    let status = match child.wait().await {
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
-    };
+/// Why a manager has ended, by its log.
+pub(super) fn why(status: ExitStatus, log: &Path, what: &str) -> anyhow::Error {
     let said = std::fs::read_to_string(log).unwrap_or_default();
     // It says it as we would: pass it on without the word that we put before it ourselves.
     let said = said.trim().trim_start_matches("error: ");
     match said {
-        "" => anyhow::anyhow!("the manager ended at once: {status}"),
-        said => anyhow::anyhow!("the manager did not start: {said}"),
+        "" => anyhow::anyhow!("{what}: {status}"),
+        said => anyhow::anyhow!("{what}: {said}"),
     }
 }

@@ -1,5 +1,6 @@
 //! Everything that is printed: data on stdout, talk on stderr, progress on a terminal or one line per step elsewhere.
 
+pub mod fold;
 pub mod plain;
 pub mod progress;
 pub mod table;

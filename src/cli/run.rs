@@ -1,0 +1,205 @@
+//! `xpool run`: a command with builders, by a manager of its own that lives as long as the command.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::attached::{Attached, Place};
+use super::{Context, image, machines, parse_system, up};
+use crate::nix::System;
+use crate::output::fold::{Fold, LogKind};
+
+/// What a shell says of a program that is not there, and of one that cannot be run.
+const NOT_FOUND: u8 = 127;
+const NOT_RUNNABLE: u8 = 126;
+
+/// And of one that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct RunArgs {
+    /// riscv64 or aarch64; may be given several times [default: every system]
+    #[arg(long = "system", value_name = "SYSTEM", value_parser = parse_system)]
+    systems: Vec<System>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+The command finds the builders in NIX_CONFIG, in the place of others that Nix is configured with, and in XPOOL_STATE_DIR
+the manager, for `xpool status`. Where a nix-daemon builds, its user must be a trusted user of Nix. The manager and its VMs
+are there for this command only, and gone when it ends, however it ends; images and templates stay in the cache. Exits as the
+command does, with 128 and the signal's number if a signal ended it.";
+
+pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
+    let kind = LogKind::this();
+    let fold = |name, title| Fold::begin(context.printer, kind, name, title);
+    // From here on signals are for the command, or end the preparations.
+    let mut signals = Signals::listen()?;
+    let place = Place::make(context).await?;
+    let inside = context.in_state(place.state());
+    let prepared = {
+        let _fold = fold("xpool_start", "Starting xpool");
+        let cancel = image::cancel_on_signals()?;
+        let prepared = prepare(&inside, &args.systems, &cancel).await;
+        if cancel.is_cancelled() {
+            context.printer.error("interrupted", &[]);
+            return Ok(INTERRUPTED);
+        }
+        prepared
+    };
+    let mut manager = prepared?;
+    let code = command(&inside, args, &mut signals).await;
+    let _fold = fold("xpool_stop", "Stopping xpool");
+    let ended = manager.end().await;
+    place.remove().await?;
+    ended?;
+    code
+}
+
+/// Makes what is missing, and starts the manager.
+async fn prepare(
+    context: &Context,
+    systems: &[System],
+    cancel: &CancellationToken,
+) -> Result<Attached> {
+    for system in wanted(systems) {
+        up::prepare(context, system, 1, cancel).await?;
+    }
+    tokio::select! {
+        started = Attached::start(context) => started,
+        () = cancel.cancelled() => bail!("interrupted"),
+    }
+}
+
+/// The systems that were named, or all.
+fn wanted(named: &[System]) -> Vec<System> {
+    if named.is_empty() {
+        System::ALL.to_vec()
+    } else {
+        named.to_vec()
+    }
+}
+
+/// Runs the command to its end.
+async fn command(context: &Context, args: &RunArgs, signals: &mut Signals) -> Result<u8> {
+    let lines = machines::local_lines(context, &wanted(&args.systems)).await?;
+    let Some((program, rest)) = args.command.split_first() else {
+        bail!("there is no command to run");
+    };
+    let before = std::env::var("NIX_CONFIG").unwrap_or_default();
+    let mut command = Command::new(program);
+    command
+        .args(rest)
+        .env("NIX_CONFIG", nix_config(&before, &lines))
+        .env("XPOOL_STATE_DIR", context.paths.state());
+    match command.spawn() {
+        Ok(child) => Ok(exit_code(signals.pass_on(child).await?)),
+        Err(error) => {
+            let name = program.to_string_lossy();
+            let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+            context
+                .printer
+                .error(&format!("running `{name}`: {error}"), &[]);
+            Ok(if is_missing { NOT_FOUND } else { NOT_RUNNABLE })
+        }
+    }
+}
+
+/// What Nix is told: what it was told before, and these machines lines.
+fn nix_config(before: &str, lines: &str) -> String {
+    let machines: Vec<&str> = lines.lines().collect();
+    let before = before.trim_end();
+    let gap = if before.is_empty() { "" } else { "\n" };
+    format!("{before}{gap}builders = {}", machines.join(" ; "))
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
+}
+
+/// The signals that mean an end, passed on to the command.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listening to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The command's end. It is given the first signal, and with a second one it is killed.
+    async fn pass_on(&mut self, mut child: Child) -> Result<ExitStatus> {
+        let mut asked = 0;
+        loop {
+            let signal = tokio::select! {
+                status = child.wait() => return status.context("waiting for the command"),
+                _ = self.terminate.recv() => Signal::TERM,
+                _ = self.interrupt.recv() => Signal::INT,
+                _ = self.hangup.recv() => Signal::HUP,
+            };
+            asked += 1;
+            let signal = if asked > 1 { Signal::KILL } else { signal };
+            let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            // A terminal's Ctrl-C has reached it already: who gets it twice may take it for impatience.
+            if let Some(pid) = pid.filter(|_| asked > 1 || !is_from_terminal(signal)) {
+                // It may have ended just now.
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+}
+
+/// Whether such a signal goes to all programs of the terminal that this one runs in.
+fn is_from_terminal(signal: Signal) -> bool {
+    let stdin = std::io::stdin();
+    let foreground = rustix::termios::tcgetpgrp(&stdin).ok();
+    signal != Signal::TERM && foreground == Some(rustix::process::getpgrp())
+}
+
+/// How long the manager may take to end when nobody waits for its builds: it kills its VMs and removes their folders.
+pub(super) const END: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nix_is_told_of_the_builders_beside_what_it_was_told() {
+        let lines = "ssh-ng://a x - 1\nssh-ng://b y - 1\n";
+        assert_eq!(
+            nix_config("", lines),
+            "builders = ssh-ng://a x - 1 ; ssh-ng://b y - 1"
+        );
+        assert_eq!(
+            nix_config("sandbox = true\n", lines),
+            "sandbox = true\nbuilders = ssh-ng://a x - 1 ; ssh-ng://b y - 1"
+        );
+    }
+
+    #[test]
+    fn an_end_by_a_signal_is_told_as_shells_do() {
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(exit_code(ExitStatus::from_raw(2)), 130);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+}

@@ -1,0 +1,140 @@
+//! `xpool run` with real guests and a real Nix client: builders for one command, and nothing left after it.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use common::nix::{derivation, stderr};
+use common::{Installation, ended, signal};
+use rustix::process::Signal;
+
+const RISCV64: &str = "riscv64-linux";
+const AARCH64: &str = "aarch64-linux";
+
+/// An installation in which nothing runs, and Nix's configuration.
+fn installation() -> Installation {
+    let installation = Installation::with_real_images("");
+    let conf = "substitute = false\nbuild-users-group =\n";
+    fs::write(installation.path().join("nix.conf"), conf).unwrap();
+    installation
+}
+
+/// `xpool run` of a command, ready to run.
+fn run(installation: &Installation, systems: &[&str], command: &[&str]) -> Command {
+    let mut args = vec!["run"];
+    for system in systems {
+        args.extend(["--system", system]);
+    }
+    args.push("--");
+    args.extend(command);
+    let mut command = installation.command(&args);
+    command
+        .env("NIX_CONF_DIR", installation.path())
+        .env_remove("NIX_REMOTE");
+    command
+}
+
+/// `nix-build` in a store of the test's own, run by `xpool run`.
+fn build(installation: &Installation, systems: &[&str], expression: &str) -> Command {
+    let store = installation.path().join("client");
+    let store = store.to_str().unwrap();
+    let nix = ["nix-build", "--no-out-link", "--store", store, "-E"];
+    run(installation, systems, &[&nix[..], &[expression]].concat())
+}
+
+/// Processes of the installation's managers and VMs, and folders of managers.
+fn left(installation: &Installation) -> Vec<String> {
+    let mut left: Vec<String> = installation.qemus().iter().map(u32::to_string).collect();
+    let state = fs::read_dir(installation.state()).unwrap().flatten();
+    let names = state.map(|entry| entry.file_name().into_string().unwrap());
+    left.extend(names.filter(|name| name.starts_with("run-")));
+    left
+}
+
+#[test]
+fn a_command_builds_for_both_systems_and_leaves_nothing() {
+    let installation = installation();
+    let one = |system| derivation(system, "machine", "", "uname -m > $out");
+    let both = format!("[ ({}) ({}) ]", one(RISCV64), one(AARCH64));
+    let output = build(&installation, &["riscv64", "aarch64"], &both).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let paths = String::from_utf8(output.stdout).unwrap();
+    let store = installation.path().join("client");
+    let read = |path: &str| fs::read_to_string(format!("{}{path}", store.display())).unwrap();
+    let machines: Vec<String> = paths.lines().map(read).collect();
+    assert_eq!(machines, ["riscv64\n", "aarch64\n"]);
+    assert_eq!(left(&installation), [""; 0]);
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let installation = installation();
+    let failing = derivation(RISCV64, "failing", "", "echo no; exit 4");
+    let output = build(&installation, &["riscv64"], &failing)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let code = |script: &str| {
+        let mut command = run(&installation, &["riscv64"], &["sh", "-c", script]);
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(code("exit 0"), Some(0));
+    assert_eq!(code("kill -INT $$"), Some(130));
+    assert_eq!(code("\"$0\"/nowhere"), Some(127));
+    assert_eq!(left(&installation), [""; 0]);
+}
+
+/// A command whose build runs in a VM.
+fn building(installation: &Installation) -> Child {
+    let expression = derivation(RISCV64, "sleeper", "", "echo it runs; sleep 1000");
+    let mut command = build(installation, &["riscv64"], &expression);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let runs = lines.any(|line| line.unwrap() == "it runs");
+    assert!(runs, "the build never ran");
+    // What follows has to go somewhere.
+    std::thread::spawn(move || lines.count());
+    child
+}
+
+#[test]
+fn a_command_that_is_cancelled_leaves_nothing() {
+    let installation = installation();
+    let mut interrupted = building(&installation);
+    signal(interrupted.id(), Signal::INT);
+    // Nix says itself that it was interrupted, and how: by an exit code or by the signal.
+    assert!(matches!(ended(&mut interrupted), Some(1 | 130)));
+    assert_eq!(left(&installation), [""; 0]);
+
+    let mut killed = building(&installation);
+    signal(killed.id(), Signal::KILL);
+    ended(&mut killed);
+    installation.until("the manager has seen it and is gone", || {
+        left(&installation).is_empty()
+    });
+}
+
+#[test]
+fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
+    let installation = installation();
+    let mut killed = building(&installation);
+    let manager = fs::read_dir(installation.state()).unwrap().flatten();
+    let locks = manager.map(|entry| entry.path().join("manager.lock"));
+    let pid = locks
+        .into_iter()
+        .find_map(|lock| fs::read_to_string(lock).ok());
+    signal(pid.unwrap().trim().parse().unwrap(), Signal::KILL);
+    signal(killed.id(), Signal::KILL);
+    ended(&mut killed);
+    assert_ne!(left(&installation), [""; 0]);
+    let next = run(&installation, &["riscv64"], &["true"])
+        .output()
+        .unwrap();
+    assert!(next.status.success(), "{}", stderr(&next));
+    assert_eq!(left(&installation), [""; 0]);
+}
