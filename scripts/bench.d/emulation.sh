@@ -25,7 +25,7 @@ set -e
 mount -t proc proc '$1/proc'
 mount --rbind /dev '$1/dev'
 mount -t tmpfs tmpfs '$1/tmp'
-exec env -i PATH=/usr/bin:/bin HOME=/tmp QEMU_CPU='$(profile_cpu)' $(command -v chroot) '$1' /bin/bash /usr/src/workloads
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp QEMU_CPU='$(profile_cpu)' chroot '$1' /bin/bash /usr/src/workloads
 END_OF_TEXT
 }
 
