@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 use tokio::process::Child;
 
-use super::run::END;
 use super::{Context, start};
 use crate::paths::Paths;
 use crate::state::{self, StateLock};
@@ -16,6 +16,9 @@ use crate::vm::leftovers;
 
 /// How the name of such a folder begins. Short: there are sockets in it.
 const PREFIX: &str = "run-";
+
+/// How long the manager may take to end when nobody waits for its builds: it kills its VMs and removes their folders.
+const END: Duration = Duration::from_secs(60);
 
 /// The folder.
 #[derive(Debug)]

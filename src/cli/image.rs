@@ -1,10 +1,11 @@
 //! `xpool image`.
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::nixos_image::{self, Recipe};
 use super::{Context, parse_system};
 use crate::image::manifest::{ImageKind, Manifest};
 use crate::image::store::{ImageError, ImageStore};
@@ -16,7 +17,7 @@ use crate::vm::template::shelf::{self, Listed as Template};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ImageCommand {
-    /// Make the image of a system out of Debian packages; does nothing where a good one is present
+    /// Make the image of a system; does nothing where a good one is present
     Build(BuildArgs),
     /// List the images in use
     List(ListArgs),
@@ -34,6 +35,32 @@ pub(super) struct BuildArgs {
     /// Make a new one even where a good one is present
     #[arg(long)]
     force: bool,
+    /// What guest it has [default: that of the image that is present, or portable]
+    #[arg(long, value_enum)]
+    kind: Option<KindArg>,
+    /// xpool's flake, which `--kind nixos` builds
+    #[arg(long, value_name = "FLAKE", env = "XPOOL_FLAKE", hide_env = true)]
+    flake: Option<String>,
+    /// With `--kind nixos`: cross-compile, instead of building on xpool's own machines
+    #[arg(long, requires = "kind")]
+    cross: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KindArg {
+    /// Made of Debian packages, in half a minute
+    Portable,
+    /// NixOS, built by Nix from xpool's flake
+    Nixos,
+}
+
+impl From<KindArg> for ImageKind {
+    fn from(given: KindArg) -> Self {
+        match given {
+            KindArg::Portable => Self::Portable,
+            KindArg::Nixos => Self::Nixos,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -64,24 +91,42 @@ fn store(context: &Context) -> ImageStore {
 }
 
 async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
+    let mut wanted = args.kind.map_or(ImageKind::Portable, ImageKind::from);
     match check(context, args.system).await {
-        Ok(image) if is_current(&image) && !args.force => {
-            let dir = image.dir.display();
-            let what = format!("image {}, verified: `{dir}`", args.system);
-            context.printer.done("Present", &what);
-            return Ok(());
+        Ok(image) => {
+            let kind = image.manifest.kind;
+            wanted = args.kind.map_or(kind, ImageKind::from);
+            if kind == wanted && is_current(&image) && !args.force {
+                let dir = image.dir.display();
+                let what = format!("image {}, verified: `{dir}`", args.system);
+                context.printer.done("Present", &what);
+                return Ok(());
+            }
+            if kind == wanted && !is_current(&image) {
+                context
+                    .printer
+                    .say("the image was made by another version of xpool; making a new one");
+            }
         }
-        Ok(image) if !is_current(&image) => {
-            context
-                .printer
-                .say("the image was made by another version of xpool; making a new one");
-        }
-        Ok(_) | Err(ImageError::Missing(_)) => {}
+        Err(ImageError::Missing(_)) => {}
         Err(error) => context.printer.warn(&format!("{error}; making a new one")),
     }
-    make(context, args.system, &cancel_on_signals()?)
-        .await
-        .map(drop)
+    let cancel = cancel_on_signals()?;
+    match wanted {
+        ImageKind::Portable => make(context, args.system, &cancel).await.map(drop),
+        ImageKind::Nixos => {
+            let recipe = recipe(args)?;
+            nixos_image::make(context, args.system, &recipe, &cancel).await
+        }
+    }
+}
+
+fn recipe(args: &BuildArgs) -> Result<Recipe> {
+    let missing = "name xpool's flake with `--flake`: a clone of xpool, for one";
+    Ok(Recipe {
+        flake: args.flake.clone().context(missing)?,
+        cross: args.cross,
+    })
 }
 
 /// Whether a build would make the same image; one of another kind is somebody's own and stays.

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which command takes it.
 
 mod attached;
+mod builders;
 mod builds;
 mod connect;
 mod down;
@@ -12,6 +13,7 @@ mod install;
 mod logs;
 mod machines;
 mod nix_version;
+mod nixos_image;
 mod problem;
 mod run;
 mod serve;

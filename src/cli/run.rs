@@ -3,17 +3,15 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use super::attached::{Attached, Place};
-use super::{Context, image, machines, parse_system, up};
+use super::builders::Builders;
+use super::{Context, image, parse_system};
 use crate::nix::System;
 use crate::output::fold::{Fold, LogKind};
 
@@ -46,40 +44,21 @@ pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
     let fold = |name, title| Fold::begin(context.printer, kind, name, title);
     // From here on signals are for the command, or end the preparations.
     let mut signals = Signals::listen()?;
-    let place = Place::make(context).await?;
-    let inside = context.in_state(place.state());
-    let prepared = {
+    let started = {
         let _fold = fold("xpool_start", "Starting xpool");
         let cancel = image::cancel_on_signals()?;
-        let prepared = prepare(&inside, &args.systems, &cancel).await;
+        let started = Builders::start(context, wanted(&args.systems), &cancel).await;
         if cancel.is_cancelled() {
             context.printer.error("interrupted", &[]);
             return Ok(INTERRUPTED);
         }
-        prepared
+        started
     };
-    let mut manager = prepared?;
-    let code = command(&inside, args, &mut signals).await;
+    let builders = started?;
+    let code = command(&builders, &args.command, &mut signals).await;
     let _fold = fold("xpool_stop", "Stopping xpool");
-    let ended = manager.end().await;
-    place.remove().await?;
-    ended?;
+    builders.end().await?;
     code
-}
-
-/// Makes what is missing, and starts the manager.
-async fn prepare(
-    context: &Context,
-    systems: &[System],
-    cancel: &CancellationToken,
-) -> Result<Attached> {
-    for system in wanted(systems) {
-        up::prepare(context, system, 1, cancel).await?;
-    }
-    tokio::select! {
-        started = Attached::start(context) => started,
-        () = cancel.cancelled() => bail!("interrupted"),
-    }
 }
 
 /// The systems that were named, or all.
@@ -92,36 +71,23 @@ fn wanted(named: &[System]) -> Vec<System> {
 }
 
 /// Runs the command to its end.
-async fn command(context: &Context, args: &RunArgs, signals: &mut Signals) -> Result<u8> {
-    let lines = machines::local_lines(context, &wanted(&args.systems)).await?;
-    let Some((program, rest)) = args.command.split_first() else {
+async fn command(builders: &Builders, command: &[OsString], signals: &mut Signals) -> Result<u8> {
+    let Some((program, rest)) = command.split_first() else {
         bail!("there is no command to run");
     };
-    let before = std::env::var("NIX_CONFIG").unwrap_or_default();
     let mut command = Command::new(program);
-    command
-        .args(rest)
-        .env("NIX_CONFIG", nix_config(&before, &lines))
-        .env("XPOOL_STATE_DIR", context.paths.state());
+    command.args(rest).envs(builders.environment().await?);
     match command.spawn() {
         Ok(child) => Ok(exit_code(signals.pass_on(child).await?)),
         Err(error) => {
             let name = program.to_string_lossy();
             let is_missing = error.kind() == std::io::ErrorKind::NotFound;
-            context
-                .printer
+            builders
+                .printer()
                 .error(&format!("running `{name}`: {error}"), &[]);
             Ok(if is_missing { NOT_FOUND } else { NOT_RUNNABLE })
         }
     }
-}
-
-/// What Nix is told: what it was told before, and these machines lines.
-fn nix_config(before: &str, lines: &str) -> String {
-    let machines: Vec<&str> = lines.lines().collect();
-    let before = before.trim_end();
-    let gap = if before.is_empty() { "" } else { "\n" };
-    format!("{before}{gap}builders = {}", machines.join(" ; "))
 }
 
 fn exit_code(status: ExitStatus) -> u8 {
@@ -176,25 +142,9 @@ fn is_from_terminal(signal: Signal) -> bool {
     signal != Signal::TERM && foreground == Some(rustix::process::getpgrp())
 }
 
-/// How long the manager may take to end when nobody waits for its builds: it kills its VMs and removes their folders.
-pub(super) const END: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nix_is_told_of_the_builders_beside_what_it_was_told() {
-        let lines = "ssh-ng://a x - 1\nssh-ng://b y - 1\n";
-        assert_eq!(
-            nix_config("", lines),
-            "builders = ssh-ng://a x - 1 ; ssh-ng://b y - 1"
-        );
-        assert_eq!(
-            nix_config("sandbox = true\n", lines),
-            "sandbox = true\nbuilders = ssh-ng://a x - 1 ; ssh-ng://b y - 1"
-        );
-    }
 
     #[test]
     fn an_end_by_a_signal_is_told_as_shells_do() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -94,11 +95,7 @@ pub async fn build(
     std::fs::create_dir_all(root).with_context(|| format!("creating `{}`", root.display()))?;
     check_space(root)?;
     let _lock = lock(root, system, progress, cancel).await?;
-    remove_leftovers(root, system)?;
-    let work = tempfile::Builder::new()
-        .prefix(&leftover_prefix(system))
-        .tempdir_in(root)
-        .with_context(|| format!("creating a folder in `{}`", root.display()))?;
+    let work = work_folder(root, system)?;
     let script = write_sources(&work.path().join("images"))?;
     let (out, scratch) = (work.path().join("out"), work.path().join("tmp"));
     for dir in [&out, &scratch] {
@@ -136,9 +133,7 @@ async fn lock(
     progress: &(dyn Fn(&str) + Send + Sync),
     cancel: &CancellationToken,
 ) -> Result<std::fs::File> {
-    let path = root.join(format!(".{system}.lock"));
-    let file =
-        std::fs::File::create(&path).with_context(|| format!("creating `{}`", path.display()))?;
+    let (path, file) = open_lock(root, system)?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
         return Ok(file);
     }
@@ -151,6 +146,30 @@ async fn lock(
         locked = waiting => locked?.with_context(|| format!("locking `{}`", path.display())),
         () = cancel.cancelled() => bail!("interrupted"),
     }
+}
+
+/// Waits, on this thread, until no build of this system's image runs.
+pub(super) fn wait_for_lock(root: &Path, system: System) -> Result<std::fs::File> {
+    let (path, file) = open_lock(root, system)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .with_context(|| format!("locking `{}`", path.display()))?;
+    Ok(file)
+}
+
+fn open_lock(root: &Path, system: System) -> Result<(PathBuf, std::fs::File)> {
+    let path = root.join(format!(".{system}.lock"));
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("creating `{}`", path.display()))?;
+    Ok((path, file))
+}
+
+/// A folder to work in, which is gone when it is dropped. Called with the lock held.
+pub(super) fn work_folder(root: &Path, system: System) -> Result<TempDir> {
+    remove_leftovers(root, system)?;
+    tempfile::Builder::new()
+        .prefix(&leftover_prefix(system))
+        .tempdir_in(root)
+        .with_context(|| format!("creating a folder in `{}`", root.display()))
 }
 
 /// SHA-256 of the files that a portable image is made by.

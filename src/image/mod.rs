@@ -2,6 +2,7 @@
 
 pub mod build;
 pub(crate) mod digest;
+pub mod import;
 pub mod manifest;
 pub mod store;
 
