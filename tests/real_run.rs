@@ -6,6 +6,8 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use common::nix::{derivation, stderr};
@@ -137,4 +139,71 @@ fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
         .unwrap();
     assert!(next.status.success(), "{}", stderr(&next));
     assert_eq!(left(&installation), [""; 0]);
+}
+
+/// A flake whose image is a copy of a portable one that says that it is another kind, made in a guest.
+fn flake_of_an_image(installation: &Installation, image: &Path) -> PathBuf {
+    let dir = installation.path().join("flake");
+    fs::create_dir(&dir).unwrap();
+    for file in ["kernel", "initrd", "disk.qcow2"] {
+        fs::copy(image.join(file), dir.join(file)).unwrap();
+    }
+    let manifest = fs::read(image.join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["kind"] = "nixos".into();
+    manifest["recipe"] = "@machine@".into();
+    fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    let flake = r#"{ outputs = { self }: { packages.x86_64-linux.image-riscv64-linux-native = derivation {
+        name = "image"; system = "riscv64-linux"; builder = "/bin/sh"; files = self.outPath;
+        args = [ "-c" "mkdir $out && cp $files/kernel $files/initrd $files/disk.qcow2 $out && \
+            sed s/@machine@/$(uname -m)/ $files/manifest.json > $out/manifest.json" ]; }; }; }"#;
+    fs::write(dir.join("flake.nix"), flake).unwrap();
+    dir
+}
+
+#[test]
+fn an_image_of_another_kind_is_built_in_a_guest_of_the_portable_one_and_boots() {
+    let installation = Installation::with_nix_folder("");
+    let conf = "substitute = false\nbuild-users-group =\n";
+    fs::write(installation.path().join("nix.conf"), conf).unwrap();
+    // Images of its own: the one in use changes.
+    let shared = installation.cache().join("images").join(RISCV64);
+    let image = fs::canonicalize(shared).unwrap();
+    let cache = installation.path().join("cache");
+    fs::create_dir_all(cache.join("images")).unwrap();
+    let own = cache.join("images").join(image.file_name().unwrap());
+    let copied = Command::new("cp").arg("-r").args([&image, &own]).status();
+    assert!(copied.unwrap().success());
+    symlink(
+        image.file_name().unwrap(),
+        cache.join("images").join(RISCV64),
+    )
+    .unwrap();
+
+    let flake = flake_of_an_image(&installation, &image);
+    let xpool = |args: &[&str]| {
+        let mut command = installation.command(args);
+        command
+            .env("NIX_CONF_DIR", installation.path())
+            .env_remove("NIX_REMOTE")
+            .env("XPOOL_CACHE_DIR", &cache);
+        installation.said(command.output().unwrap())
+    };
+    let flake = format!("path:{}", flake.display());
+    let build = [
+        "image", "build", "riscv64", "--kind", "nixos", "--flake", &flake,
+    ];
+    let said = xpool(&build);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let listed = xpool(&["image", "list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    let manifest = &listed[0]["manifest"];
+    assert_eq!(manifest["kind"], "nixos");
+    assert_eq!(manifest["recipe"], "riscv64", "{listed}");
+    assert_eq!(left(&installation), [""; 0]);
+    let again = xpool(&build);
+    assert!(again.stderr.contains("Present"), "{again:?}");
+    let booted = xpool(&["ssh", "riscv64", "--", "uname -m"]);
+    assert_eq!(booted.stdout, "riscv64\n", "{booted:?}");
+    xpool(&["down", "--now"]);
 }
