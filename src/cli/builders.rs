@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attached::{Attached, Place};
 use super::{Context, machines, up};
+use crate::config::environment;
 use crate::nix::System;
 use crate::output::Printer;
 
@@ -45,7 +46,7 @@ impl Builders {
     /// What a command needs in its environment so that its Nix finds them.
     pub(super) async fn environment(&self) -> Result<[(&'static str, OsString); 2]> {
         let lines = machines::local_lines(&self.context, &self.systems).await?;
-        let before = std::env::var("NIX_CONFIG").unwrap_or_default();
+        let before = environment::nix_config();
         let state = self.context.paths.state().as_os_str().to_owned();
         Ok([
             ("NIX_CONFIG", nix_config(&before, &lines).into()),

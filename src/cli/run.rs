@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::builders::Builders;
 use super::{Context, image, parse_system};
+use crate::config::environment;
 use crate::nix::System;
 use crate::output::fold::{Fold, LogKind};
 
@@ -40,7 +41,7 @@ are there for this command only, and gone when it ends, however it ends; images 
 command does, with 128 and the signal's number if a signal ended it.";
 
 pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
-    let kind = LogKind::this();
+    let kind = LogKind::of(environment::says_true);
     let fold = |name, title| Fold::begin(context.printer, kind, name, title);
     // From here on signals are for the command, or end the preparations.
     let mut signals = Signals::listen()?;

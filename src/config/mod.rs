@@ -2,6 +2,7 @@
 
 mod check;
 pub mod client;
+pub mod environment;
 mod error;
 pub mod keys;
 mod overrides;

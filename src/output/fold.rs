@@ -28,11 +28,6 @@ impl LogKind {
         }
     }
 
-    /// This process's log.
-    pub fn this() -> Self {
-        Self::of(|name| std::env::var(name).is_ok_and(|value| value == "true"))
-    }
-
     /// What is printed before a part and after it; `time` is in seconds since the epoch.
     fn lines(self, name: &str, title: &str, time: u64) -> Option<[String; 2]> {
         match self {

@@ -220,12 +220,8 @@ impl Installation {
 
     /// Waits for something, looking often.
     #[track_caller]
-    pub fn until(&self, what: &str, mut reached: impl FnMut() -> bool) {
-        let end = now() + PATIENCE;
-        while !reached() {
-            assert!(now() < end, "waited in vain until {what}\n{}", self.logs());
-            pause();
-        }
+    pub fn until(&self, what: &str, reached: impl FnMut() -> bool) {
+        until(what, || self.logs(), reached);
     }
 
     /// What the manager and a nix-daemon said, for a test that fails.
@@ -293,6 +289,16 @@ pub fn signal(pid: u32, signal: Signal) {
 
 pub fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed()).unwrap()
+}
+
+/// Waits for something, looking often; in vain, it says this beside.
+#[track_caller]
+pub fn until(what: &str, said: impl Fn() -> String, mut reached: impl FnMut() -> bool) {
+    let end = now() + PATIENCE;
+    while !reached() {
+        assert!(now() < end, "waited in vain until {what}\n{}", said());
+        pause();
+    }
 }
 
 /// Waits for a process's end; its exit code.
