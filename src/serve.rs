@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use russh::keys::HashAlg;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -126,12 +127,10 @@ pub async fn run(
 
     info!("every VM is gone");
     if let Some((desk, written)) = recording {
-        drop(desk);
-        let _ = tokio::time::timeout(RECORD_END, written).await;
+        all_written(desk, written).await;
     }
     if let Some((desk, written)) = forecasts {
-        drop(desk);
-        let _ = tokio::time::timeout(RECORD_END, written).await;
+        all_written(desk, written).await;
     }
     // They end with the manager, and take away what Nix is told.
     files.await?;
@@ -143,7 +142,18 @@ pub async fn run(
     if let Ok(served) = tokio::time::timeout(CONTROL_END, control).await {
         served?.context("the control API")?;
     }
-    // Another manager cannot have made it: the lock is still held.
+    remove_sockets(paths);
+    Ok(())
+}
+
+/// Lets what was told to a desk come into its file.
+async fn all_written<D>(desk: D, written: JoinHandle<()>) {
+    drop(desk);
+    let _ = tokio::time::timeout(RECORD_END, written).await;
+}
+
+/// Another manager cannot have made them: the lock is still held.
+fn remove_sockets(paths: &Paths) {
     for socket in [
         paths.control_socket(),
         paths.connect_socket(),
@@ -151,7 +161,6 @@ pub async fn run(
     ] {
         let _ = std::fs::remove_file(socket);
     }
-    Ok(())
 }
 
 fn has_forecast(config: &Config) -> bool {
