@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use sd_notify::NotifyState;
+use tracing::warn;
 
 use super::Context;
 use crate::nix::System;
@@ -44,6 +46,10 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     let printer = context.printer;
     let next_steps = super::up::next_steps(context, System::Riscv64Linux).await?;
     serve::run(config, &context.paths, shutdown, move |info| {
+        // Nobody is told where no service manager has named a socket.
+        if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+            warn!(%error, "systemd does not know that the manager serves");
+        }
         if background {
             printer.data(READY);
         } else {
