@@ -82,7 +82,8 @@
           mmdebstrap =
             debianPackage "m/mmdebstrap/mmdebstrap_1.3.5-7_all.deb" "c89c59dd4ba554c02df00554bb027da23451136d"
               "0ecb8da772c8e5b7f73b59cb6d1f02d789f8bcd9a6b5f19ed548fe12c26a76ca";
-          # The numbers of system calls, which nixpkgs' perl has not, are for modes that need root or namespaces.
+          # The numbers of system calls, which nixpkgs' perl has not, are for modes that need root or namespaces. (Tried on Debian:
+          # an image is made without them.)
           mmdebstrapProgram = final.writeShellScriptBin "mmdebstrap" ''
             export PERL5LIB=${final.writeTextDir "syscall.ph" "1;"}
             exec ${final.perl}/bin/perl ${mmdebstrap}/usr/bin/mmdebstrap "$@"

@@ -26,13 +26,10 @@ const THRESHOLD: &str = "--threshold=30";
 /// Whether systemd can look at units here; says so if not.
 fn is_systemd_here(test: &str) -> bool {
     let output = Command::new("systemd-analyze").arg("--version").output();
-    let text = output.map_or(String::new(), |output| {
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    });
-    let version = text
-        .split_whitespace()
-        .nth(1)
-        .and_then(|word| word.parse::<u32>().ok());
+    let said = output.map_or(Vec::new(), |output| output.stdout);
+    let said = String::from_utf8_lossy(&said);
+    let version = said.split_whitespace().nth(1);
+    let version = version.and_then(|word| word.parse::<u32>().ok());
     let is_here = version.is_some_and(|version| version >= OFFLINE);
     if !is_here {
         skip(test, "there is no systemd-analyze, or an old one");
@@ -143,13 +140,14 @@ fn the_units_of_the_nixos_module_are_closed_enough() {
         let Some(settings) = of_the_module(service) else {
             return skip(test, "there is no Nix");
         };
-        let mut text = String::from("[Service]\nExecStart=xpool serve\n");
-        for (key, values) in settings.iter().filter(|(key, _)| *key != "ExecStart") {
-            for value in values {
-                text += &format!("{key}={value}\n");
-            }
-        }
-        let dir = unit(&text);
+        let line = |(key, value): (&String, &String)| format!("{key}={value}\n");
+        let lines: String = settings
+            .iter()
+            .filter(|(key, _)| *key != "ExecStart")
+            .flat_map(|(key, values)| values.iter().map(move |value| (key, value)))
+            .map(line)
+            .collect();
+        let dir = unit(&format!("[Service]\nExecStart=xpool serve\n{lines}"));
         analyze(dir.path(), &["verify"]);
         analyze(dir.path(), &["security", "--offline=true", THRESHOLD]);
     }
