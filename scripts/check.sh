@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# check.sh: everything that can be checked without a VM: format, lints, tests, dependencies, shell scripts.
+# check.sh: everything that can be checked without a VM: format, lints, tests, dependencies, Nix, shell scripts.
 # Runs all of it and says at the end what failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,6 +22,18 @@ shell_scripts() {
     grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests .ci
 }
 
+# The tests parse and evaluate what is written in Nix's language; these are for its style, where they are.
+nix_style() {
+    local files file status=0
+    mapfile -t files < <(find flake.nix nixos-module.nix images tests/nix -name '*.nix')
+    if have nixfmt; then nixfmt --check "${files[@]}" || status=1; fi
+    if have deadnix; then deadnix --fail "${files[@]}" || status=1; fi
+    if have statix; then
+        for file in "${files[@]}"; do statix check "$file" || status=1; done
+    fi
+    return $status
+}
+
 # cargo-deny reads its list of advisories from the network; without it the rest is still checked.
 deny() {
     cargo deny --config .deny.toml --log-level error check bans licenses sources || return
@@ -38,6 +50,7 @@ check format format
 check clippy cargo clippy --quiet --all-targets --all-features --locked -- -D warnings
 check tests cargo test --quiet --locked
 check deny deny
+check nix nix_style
 # shellcheck disable=SC2046 # file names of our own, without spaces
 check shellcheck shellcheck $(shell_scripts)
 

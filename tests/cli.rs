@@ -78,6 +78,24 @@ fn an_unknown_configuration_key_is_named_with_its_line_and_the_nearest_known_one
 }
 
 #[test]
+fn a_configuration_is_checked_for_this_machine_or_for_another() {
+    let right = Installation::new("[pool]\nwarm = 1\n");
+    let said = right.run(&["config", "check"]);
+    assert_snapshot!(all(&said), @r"
+    exit code: 0
+         Checked $DIR/xpool.toml
+    ");
+    let large = Installation::new("[pool]\nwarm = 500\n");
+    assert_snapshot!(all(&large.run(&["config", "check"])), @"");
+    let elsewhere = large.run(&["config", "check", "--elsewhere"]);
+    assert_eq!(elsewhere.code, Some(0), "{elsewhere:?}");
+    let wrong = Installation::new("[pool]\nwarm = \"x\"\n");
+    let elsewhere = wrong.run(&["config", "check", "--elsewhere"]);
+    assert_eq!(elsewhere.code, Some(1), "{elsewhere:?}");
+    assert!(is_untouched(&right));
+}
+
+#[test]
 fn a_port_that_is_none_is_refused() {
     let installation = Installation::new("");
     fs::write(

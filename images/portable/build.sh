@@ -47,9 +47,9 @@ END
 }
 
 find_keyring() {
-    local file
-    for file in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
-        [ -r "$file" ] && echo "$file" && return
+    local dir=${XPOOL_DEBIAN_KEYRINGS:-/usr/share/keyrings} suffix
+    for suffix in gpg pgp; do
+        [ -r "$dir/debian-archive-keyring.$suffix" ] && echo "$dir/debian-archive-keyring.$suffix" && return
     done
     die $EX_UNAVAILABLE 'the keys that sign the Debian archive are not on this machine' \
         'install the package debian-archive-keyring (Debian and Ubuntu have it)'

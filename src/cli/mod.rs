@@ -3,6 +3,7 @@
 mod attached;
 mod builders;
 mod builds;
+mod config;
 mod connect;
 mod down;
 mod drain;
@@ -137,6 +138,9 @@ enum Command {
     /// Make, list and check guest images
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Check the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Join standard input and output to a builder; what Nix runs with the local transport
     Connect(connect::ConnectArgs),
     /// Print what a shell completes commands of xpool by
@@ -266,6 +270,7 @@ impl Cli {
             Command::Run(args) => return run::run(&context, &args).await,
             Command::Simulate(args) => simulate::run(&context, &args),
             Command::Image(command) => image::run(&context, &command).await,
+            Command::Config(command) => config::run(&context, &command),
             Command::Completions(args) => {
                 generate::completions(&context, &args);
                 Ok(())

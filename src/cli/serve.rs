@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use sd_notify::NotifyState;
 use tokio::net::unix::pipe::Receiver;
+use tracing::warn;
 
 use super::Context;
 use crate::nix::System;
@@ -56,6 +58,10 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
         if background {
             printer.data(READY);
         } else {
+            // Nobody is told where no service manager has named a socket.
+            if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+                warn!(%error, "systemd does not know that the manager serves");
+            }
             printer.done(
                 "Serving",
                 &format!("gateway on {}; Ctrl-C ends it", info.gateway),

@@ -135,6 +135,16 @@ impl Host {
         }
     }
 
+    /// A machine that has enough of everything, for a configuration that another one will have.
+    #[must_use]
+    pub fn with_plenty(self) -> Self {
+        Self {
+            cpus: 1 << 12,
+            memory_mib: 1 << 30,
+            ..self
+        }
+    }
+
     /// VMs that the machine can bear beside its other work: one per processor, in half of the memory.
     fn max_vms(&self, profile: &VmProfile) -> NonZeroU32 {
         let by_memory = self.memory_mib / 2 / profile.memory_mib.max(1);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::nix::System;
 
-/// The version of the guest contract (ARCHITECTURE.md) that this xpool speaks.
+/// The version of the guest contract (images/README.md) that this xpool speaks.
 pub const CONTRACT: u32 = 4;
 
 /// A file of an image: its name in the image's folder, size in bytes, and SHA-256 in lower-case hex.

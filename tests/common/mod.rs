@@ -11,6 +11,7 @@ pub mod inputs;
 pub mod matrix;
 pub mod namespace;
 pub mod nix;
+pub mod nixes;
 pub mod user;
 pub mod vm;
 mod watchdog;

@@ -20,13 +20,19 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Longer than anything that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+const HELP: &str = "run `scripts/test`, which makes the images and sets XPOOL_TEST_IMAGES";
+
+/// The image that is in use for a system.
 pub fn image(system: System) -> Image {
-    let help = "run `scripts/test`, which makes the images and sets XPOOL_TEST_IMAGES";
-    let images = std::env::var_os("XPOOL_TEST_IMAGES")
-        .unwrap_or_else(|| panic!("no XPOOL_TEST_IMAGES: {help}"));
-    let dir = PathBuf::from(images).join(system.name());
+    let images = std::env::var_os("XPOOL_TEST_IMAGES");
+    let images = images.unwrap_or_else(|| panic!("no XPOOL_TEST_IMAGES: {HELP}"));
+    image_in(PathBuf::from(images).join(system.name()))
+}
+
+/// The image in a folder.
+pub fn image_in(dir: PathBuf) -> Image {
     let manifest = std::fs::read(dir.join("manifest.json"))
-        .unwrap_or_else(|error| panic!("no image in {}: {error}; {help}", dir.display()));
+        .unwrap_or_else(|error| panic!("no image in {}: {error}; {HELP}", dir.display()));
     Image {
         manifest: serde_json::from_slice(&manifest).unwrap(),
         dir,
@@ -34,6 +40,12 @@ pub fn image(system: System) -> Image {
 }
 
 pub fn spec(system: System, dir: &Path) -> VmSpec {
+    spec_of(image(system), dir)
+}
+
+/// A VM of an image.
+pub fn spec_of(image: Image, dir: &Path) -> VmSpec {
+    let system = image.manifest.system;
     let file = format!("{}/vm-configs/{system}.toml", env!("CARGO_MANIFEST_DIR"));
     let profile: VmProfile = toml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let search_path = std::env::var_os("PATH").unwrap();
@@ -45,7 +57,7 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
         qemu_identity: "this one".to_owned(),
         qemu_img: find_program("qemu-img", &search_path).unwrap(),
         profile,
-        image: image(system),
+        image,
         slots: 2,
         network: Network::Nat,
         store: None,
@@ -60,8 +72,10 @@ pub fn spec(system: System, dir: &Path) -> VmSpec {
 
 /// Templates are kept from one run to the next, as images are; a change makes new ones.
 pub fn templates() -> PathBuf {
-    let images = std::env::var_os("XPOOL_TEST_IMAGES").unwrap();
-    Path::new(&images).with_file_name("templates")
+    match std::env::var_os("XPOOL_TEST_IMAGES") {
+        Some(images) => Path::new(&images).with_file_name("templates"),
+        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates"),
+    }
 }
 
 pub fn private_parent(dir: &Path) -> PathBuf {

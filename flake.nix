@@ -1,0 +1,279 @@
+# No cache of NixOS can be reached where this is developed: it is parsed and evaluated with stubs for its inputs (tests/nix), and
+# nothing of it was built. There is no flake.lock for the same reason, so the inputs are named by their commits.
+{
+  description = "A pool of emulated Nix builders: riscv64 and aarch64 build machines in QEMU, started when something waits";
+
+  inputs = {
+    # nixos-25.11, of 2026-04-15.
+    nixpkgs.url = "github:NixOS/nixpkgs/1766437c5509f444c1b15331e82b8b6a9b967000";
+    nixos-generators = {
+      url = "github:nix-community/nixos-generators/8946737ff703382fda7623b9fab071d037e897d5";
+      inputs.nixpkgs.follows = "nixpkgs";
+      inputs.nixlib.follows = "nixpkgs";
+    };
+  };
+
+  outputs =
+    {
+      self,
+      nixpkgs,
+      nixos-generators,
+    }:
+    let
+      inherit (nixpkgs) lib;
+      hosts = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+      guests = {
+        riscv64-linux = ./images/riscv64-linux.nix;
+        aarch64-linux = ./images/aarch64-linux.nix;
+      };
+      pkgsFor = host: nixpkgs.legacyPackages.${host}.extend self.overlays.default;
+      forHosts = f: lib.genAttrs hosts (host: f host (pkgsFor host));
+
+      # A guest, built on machines of the kind `builder`.
+      image =
+        builder: system:
+        nixos-generators.nixosGenerate {
+          inherit system;
+          format = "xpool";
+          customFormats.xpool = ./images/format.nix;
+          modules = [
+            guests.${system}
+            { nixpkgs.buildPlatform = builder; }
+          ];
+        };
+      # Each guest twice: cross-compiled, which needs no other builder; and built on machines of its own kind, by packages that the
+      # cache of NixOS may have, for which `xpool image build --kind nixos` has xpool's own machines.
+      images =
+        host:
+        lib.mapAttrs' (system: _: lib.nameValuePair "image-${system}" (image host system)) guests
+        // lib.mapAttrs' (system: _: lib.nameValuePair "image-${system}-native" (image system system)) guests;
+
+      # That a derivation evaluates, without building it.
+      evaluates =
+        pkgs: name: derivation:
+        pkgs.writeText "evaluates-${name}" (builtins.unsafeDiscardStringContext derivation.drvPath);
+    in
+    {
+      overlays.default =
+        final: _:
+        let
+          # What `xpool image build` needs and this nixpkgs does not have, as Debian has packaged it.
+          debianPackage =
+            pool: sha1: sha256:
+            final.runCommand (baseNameOf pool) { nativeBuildInputs = [ final.dpkg ]; } ''
+              dpkg-deb -x ${
+                final.fetchurl {
+                  name = baseNameOf pool;
+                  urls = [
+                    "https://deb.debian.org/debian/pool/main/${pool}"
+                    "https://snapshot.debian.org/file/${sha1}"
+                  ];
+                  inherit sha256;
+                }
+              } $out
+            '';
+          keyring =
+            debianPackage "d/debian-archive-keyring/debian-archive-keyring_2023.3+deb12u2_all.deb"
+              "2b45099ff48b37494894f36aa9708ddb161fa9e3"
+              "f699e2f88dca05212f2a452b58475f2993cb6993dfbafb1d0205a3291eb8b4b8";
+          mmdebstrap =
+            debianPackage "m/mmdebstrap/mmdebstrap_1.3.5-7_all.deb" "c89c59dd4ba554c02df00554bb027da23451136d"
+              "0ecb8da772c8e5b7f73b59cb6d1f02d789f8bcd9a6b5f19ed548fe12c26a76ca";
+          # The numbers of system calls, which nixpkgs' perl has not, are for modes that need root or namespaces. (Tried on Debian:
+          # an image is made without them.)
+          mmdebstrapProgram = final.writeShellScriptBin "mmdebstrap" ''
+            export PERL5LIB=${final.writeTextDir "syscall.ph" "1;"}
+            exec ${final.perl}/bin/perl ${mmdebstrap}/usr/bin/mmdebstrap "$@"
+          '';
+        in
+        {
+          xpool = final.rustPlatform.buildRustPackage {
+            pname = "xpool";
+            version = (builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.version;
+            src = final.lib.cleanSource ./.;
+            cargoLock.lockFile = ./Cargo.lock;
+            nativeBuildInputs = [
+              final.installShellFiles
+              final.makeWrapper
+            ];
+            # `checks` has the tests.
+            doCheck = false;
+            # What it calls at run time: QEMU, and what `xpool image build` needs for either kind of image.
+            postInstall = ''
+              mkdir -p $out/share/man/man1
+              HOME=$PWD $out/bin/xpool man $out/share/man/man1
+              for shell in bash fish zsh; do
+                HOME=$PWD $out/bin/xpool completions $shell > xpool.$shell
+                installShellCompletion --cmd xpool --$shell xpool.$shell
+              done
+              wrapProgram $out/bin/xpool \
+                --prefix PATH : ${
+                  final.lib.makeBinPath [
+                    final.qemu
+                    final.apt
+                    final.bash
+                    final.coreutils
+                    final.cpio
+                    final.dpkg
+                    final.e2fsprogs
+                    final.fakeroot
+                    final.findutils
+                    final.gawk
+                    final.gnugrep
+                    final.gnupg
+                    final.gnused
+                    final.gnutar
+                    final.gzip
+                    final.kmod
+                    mmdebstrapProgram
+                    final.util-linux
+                    final.xz
+                  ]
+                } \
+                --set-default XPOOL_DEBIAN_KEYRINGS ${keyring}/usr/share/keyrings \
+                --set-default XPOOL_FLAKE ${self}
+            '';
+            meta = {
+              description = "A pool of emulated Nix builders";
+              license = [
+                final.lib.licenses.mit
+                final.lib.licenses.asl20
+              ];
+              mainProgram = "xpool";
+              platforms = hosts;
+            };
+          };
+        };
+
+      packages = forHosts (
+        host: pkgs:
+        {
+          default = pkgs.xpool;
+        }
+        // images host
+      );
+
+      apps = forHosts (
+        _: pkgs: {
+          default = {
+            type = "app";
+            program = lib.getExe pkgs.xpool;
+          };
+        }
+      );
+
+      devShells = forHosts (
+        _: pkgs: {
+          default = pkgs.mkShell {
+            inputsFrom = [ pkgs.xpool ];
+            packages = [
+              pkgs.cargo-deny
+              pkgs.clippy
+              pkgs.deadnix
+              pkgs.nixfmt-tree
+              pkgs.qemu
+              pkgs.rustfmt
+              pkgs.shellcheck
+              pkgs.statix
+            ];
+          };
+        }
+      );
+
+      formatter = forHosts (_: pkgs: pkgs.nixfmt-tree);
+
+      # The host, where the package is this flake's.
+      nixosModules.default =
+        { lib, pkgs, ... }:
+        {
+          imports = [ ./nixos-module.nix ];
+          services.xpool.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        };
+      nixosModules.guest = ./images/guest.nix;
+
+      checks = forHosts (
+        host: pkgs:
+        {
+          # What scripts/check.sh does, but for cargo-deny, which needs the network.
+          check = pkgs.xpool.overrideAttrs (old: {
+            pname = "xpool-check";
+            doCheck = true;
+            nativeBuildInputs = old.nativeBuildInputs ++ [
+              pkgs.clippy
+              pkgs.nix
+              pkgs.rustfmt
+              pkgs.shellcheck
+            ];
+            checkPhase = ''
+              patchShebangs scripts images tests
+              cargo fmt --check
+              cargo clippy --offline --all-targets --all-features --locked -- -D warnings
+              cargo test --offline --locked
+              shellcheck $(grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests)
+            '';
+            postInstall = "";
+          });
+
+          module =
+            evaluates pkgs "module"
+              (nixpkgs.lib.nixosSystem {
+                modules = [
+                  self.nixosModules.default
+                  {
+                    nixpkgs.hostPlatform = host;
+                    boot.loader.grub.enable = false;
+                    fileSystems."/".device = "/dev/vda";
+                    services.xpool.enable = true;
+                    system.stateVersion = "25.11";
+                  }
+                ];
+              }).config.system.build.toplevel;
+
+          # The service on a machine that has no network and no image.
+          service = pkgs.testers.runNixOSTest {
+            name = "xpool-service";
+            nodes.machine = {
+              imports = [ self.nixosModules.default ];
+              services.xpool = {
+                enable = true;
+                images.riscv64-linux = null;
+                images.aarch64-linux = null;
+                policy.max-vms = 1;
+              };
+            };
+            testScript = ''
+              machine.wait_for_unit("xpool.service")
+              machine.wait_for_file("/var/lib/xpool/machines")
+              machine.succeed("sudo -u xpool xpool --state-dir /var/lib/xpool --cache-dir /var/cache/xpool status")
+              machine.succeed("test $(stat -c %a /var/lib/xpool/keys/client_ed25519) = 600")
+              machine.fail("sudo -u nobody ls /var/lib/xpool")
+              machine.succeed("grep -F 'builders = @/etc/nix/machines;@/var/lib/xpool/machines' /etc/nix/nix.conf")
+              machine.succeed("systemd-analyze security --threshold=30 xpool.service")
+              machine.systemctl("stop xpool.service")
+              machine.fail("test -e /var/lib/xpool/machines")
+            '';
+          };
+        }
+        // lib.mapAttrs (evaluates pkgs) (images host)
+        # The guest contract, held against each image by booting it: hours where the image has to be built first.
+        // lib.mapAttrs' (
+          system: _:
+          lib.nameValuePair "contract-${system}" (
+            pkgs.xpool.overrideAttrs (old: {
+              pname = "xpool-contract-${system}";
+              doCheck = true;
+              nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.qemu ];
+              checkPhase = ''
+                XPOOL_CONTRACT_IMAGE=${image host system} \
+                  cargo test --offline --locked --features real-vm --test contract -- --test-threads 1
+              '';
+              postInstall = "";
+            })
+          )
+        ) guests
+      );
+    };
+}

@@ -1,0 +1,171 @@
+# The guest contract (README.md) as a NixOS module: what a NixOS needs to be a machine of xpool. systemd does
+# what `init` does in the portable image; `xpool-guest` is the same file in both.
+#
+# No cache of NixOS can be reached where this is developed: it is parsed and evaluated against stubs (tests/nix), never built.
+{
+  config,
+  lib,
+  modulesPath,
+  pkgs,
+  ...
+}:
+let
+  xpool-guest = pkgs.runCommand "xpool-guest" { } ''
+    install -D -m 755 ${./xpool-guest} $out/bin/xpool-guest
+  '';
+  # What xpool-guest calls, beside what each unit of NixOS has in its PATH (coreutils, findutils, grep, sed, systemd).
+  tools = [
+    config.nix.package
+    pkgs.gawk
+    pkgs.socat
+    pkgs.util-linux
+    xpool-guest
+  ];
+  # What it prints is to be seen when it fails. The host keeps a console's last 2 MiB.
+  onConsole = {
+    StandardOutput = "journal+console";
+    StandardError = "journal+console";
+  };
+in
+{
+  imports = [ "${modulesPath}/profiles/minimal.nix" ];
+
+  # Boot: the kernel is started directly and its command line is in the manifest; `console=` comes from the VM profile.
+  boot.loader.grub.enable = false;
+  boot.kernelParams = [
+    "quiet"
+    # A panic restarts the guest, and QEMU with -no-reboot then ends. So does a root disk that cannot be mounted.
+    "panic=-1"
+    "oops=panic"
+    "boot.panic_on_fail"
+    # The network's device is called eth0.
+    "net.ifnames=0"
+  ];
+  boot.initrd.systemd.enable = true;
+  boot.initrd.includeDefaultModules = false;
+  boot.initrd.availableKernelModules = [
+    "ext4"
+    "virtio_blk"
+    "virtio_pci"
+  ];
+  # Not compressed: QEMU copies it in no time, unpacking it would be the guest's work.
+  boot.initrd.compressor = "cat";
+  # The other devices' modules are loaded by udev. These no device asks for before it is too late: the share is mounted in
+  # a copy, whose first build waits for it.
+  boot.kernelModules = [
+    "9p"
+    "9pnet_virtio"
+    "overlay"
+  ];
+
+  # The store share: an overlay whose upper layer is /nix/store and whose work folder is beside it, in /nix. Both have to be on
+  # one mount. NixOS would bind /nix/store over itself to make it read-only, and the overlay could not be mounted: no options,
+  # no bind mount. Nix protects what it has registered by its modes, and nobody but root is in a guest.
+  # `/` is mounted shared by systemd, so that nix-daemon, in its mount namespace, sees what is mounted later.
+  boot.nixStoreMountOpts = [ ];
+
+  # Identity: /etc/machine-id is an ordinary file, made by systemd at the first boot, which every boot of an image is.
+  # /etc/hosts is a link into the store, and `xpool-guest identity` lets links be: with a mode it is a file. Without a
+  # name in the configuration there is no /etc/hostname, and nothing sets the name back.
+  networking.hostName = "";
+  environment.etc.hosts.mode = "0644";
+  systemd.services.xpool-identity = {
+    description = "A host name and a machine-id that no other guest has";
+    wantedBy = [ "sysinit.target" ];
+    before = [ "sysinit.target" ];
+    after = [
+      "local-fs.target"
+      "systemd-machine-id-commit.service"
+    ];
+    unitConfig.DefaultDependencies = false;
+    path = tools;
+    script = ''
+      read -r id </proc/sys/kernel/random/uuid
+      xpool-guest identity "xpool-''${id%%-*}"
+    '';
+    serviceConfig = onConsole // {
+      Type = "oneshot";
+      RemainAfterExit = true;
+    };
+  };
+
+  # The agent, which the manager has run /usr/bin/xpool-guest. A session is not ended when the agent dies and is started
+  # again, nor when what a session started has used up the memory.
+  services.qemuGuest.enable = true;
+  systemd.services.qemu-guest-agent = {
+    path = tools;
+    serviceConfig = onConsole // {
+      KillMode = "process";
+      OOMPolicy = "continue";
+    };
+  };
+  systemd.tmpfiles.rules = [ "L+ /usr/bin/xpool-guest - - - - ${xpool-guest}/bin/xpool-guest" ];
+
+  # Nix: as images/portable/nix.conf says it, and why. Its daemon is started before anybody asks, since all wait for it. The
+  # static /bin/sh of the sandbox is the one that nixpkgs builds Nix with.
+  nix.settings = {
+    trusted-users = lib.mkForce [ "root" ];
+    substitute = false;
+    substituters = lib.mkForce [ ];
+    require-sigs = false;
+    sandbox = true;
+    sandbox-fallback = false;
+    system-features = [
+      "benchmark"
+      "big-parallel"
+    ];
+    max-jobs = "auto";
+    cores = 0;
+    max-silent-time = 0;
+    auto-optimise-store = false;
+    fsync-metadata = false;
+    keep-build-log = false;
+  };
+  nix.nrBuildUsers = 32;
+  systemd.services.nix-daemon = {
+    wantedBy = [ "multi-user.target" ];
+    serviceConfig = {
+      StandardOutput = "journal+console";
+      StandardError = "journal+console";
+      # A build that takes all memory ends, and the others go on.
+      OOMPolicy = lib.mkDefault "continue";
+    };
+  };
+  # Nobody evaluates anything here, and the sources of nixpkgs would be in the image.
+  nix.channel.enable = false;
+  nixpkgs.flake.setFlakeRegistry = false;
+  nixpkgs.flake.setNixPath = false;
+
+  # Network: as QEMU's user network has it. A pool with `network = "none"` has no device, and nothing waits for one.
+  networking.useDHCP = false;
+  networking.firewall.enable = false;
+  systemd.network = {
+    enable = true;
+    wait-online.enable = false;
+    networks."10-eth0" = {
+      matchConfig.Name = "eth0";
+      address = [ "10.0.2.15/24" ];
+      gateway = [ "10.0.2.2" ];
+    };
+  };
+  services.resolved.enable = false;
+  environment.etc."resolv.conf".text = "nameserver 10.0.2.3\n";
+
+  # Nobody logs in: no password, no key, no terminal, no sshd unless somebody adds `services.openssh`, whose host key then is
+  # in all copies. A shell comes through the agent.
+  users.mutableUsers = false;
+  users.allowNoPasswordLogin = true;
+  systemd.services."serial-getty@".enable = false;
+  systemd.services."getty@".enable = false;
+  systemd.services."autovt@".enable = false;
+  systemd.enableEmergencyMode = false;
+
+  # The manager sets the clock, and a guest lives for one build: nothing is kept, collected, switched or killed in it.
+  services.timesyncd.enable = false;
+  services.journald.storage = "volatile";
+  systemd.oomd.enable = false;
+  system.switch.enable = false;
+  security.sudo.enable = false;
+
+  system.stateVersion = "25.11";
+}

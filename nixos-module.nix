@@ -1,0 +1,355 @@
+# `services.xpool`: the manager as a service of a NixOS machine, whose Nix builds on its machines by itself.
+#
+# It runs as a user of its own; keys are made at its first start and are for that user only. Nix comes by the local transport
+# (or by ssh), and reads of its machines in a file that is there while the manager serves, as `xpool machines --install` has it.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  cfg = config.services.xpool;
+  toml = pkgs.formats.toml { };
+
+  user = "xpool";
+  state = "/var/lib/xpool";
+  cache = "/var/cache/xpool";
+  systems = [
+    "riscv64-linux"
+    "aarch64-linux"
+  ];
+
+  given = lib.filterAttrs (_: value: value != null);
+  weak = lib.mapAttrs (_: lib.mkDefault);
+
+  optional =
+    type: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit description;
+    };
+  # Keys of xpool.toml: those that are named here are checked when the configuration is evaluated, all others when it is built.
+  section =
+    options:
+    types.submodule {
+      freeformType = toml.type;
+      inherit options;
+    };
+  pool = section {
+    min-vms = optional types.ints.unsigned "Machines that are kept when nothing waits.";
+    max-vms = optional (types.ints.between 1 1000) "Machines at the most.";
+    warm = optional types.ints.unsigned "Unused machines that are kept ready.";
+    warm-max = optional types.ints.unsigned "Machines that are kept ready at the most, by a forecast too.";
+    forecast = optional (types.enum [
+      "observe"
+      "on"
+      "off"
+    ]) "Whether machines are kept ready for what the hour usually brings.";
+    reuse = optional (types.enum [
+      "never"
+      "client"
+      "always"
+    ]) "Whose builds a machine may have after its first one.";
+    network = optional (types.enum [
+      "nat"
+      "none"
+    ]) "Whether machines have a network device.";
+    memory-mib = optional (types.ints.between 256 1048576) "Memory of a machine.";
+    timeout = optional types.str "The longest that a build may take, such as `4h`.";
+    max-silent-time = optional types.str "The longest that a build may say nothing, such as `30m`.";
+  };
+
+  rawConfig = toml.generate "xpool.toml" cfg.settings;
+  # What the module system cannot see is found by xpool itself, before the configuration is switched to.
+  configFile =
+    if pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform then
+      pkgs.runCommand "xpool-checked.toml" { } ''
+        HOME=$PWD ${lib.getExe cfg.package} config check --elsewhere --config ${rawConfig}
+        cp ${rawConfig} $out
+      ''
+    else
+      rawConfig;
+
+  xpool = "${lib.getExe cfg.package} --config /etc/xpool/xpool.toml --state-dir ${state} --cache-dir ${cache}";
+
+  # One image: a package of this flake, or made of Debian's packages where there is none yet. What another configuration has put
+  # in its place goes.
+  image =
+    system:
+    let
+      chosen = cfg.images.${system};
+      link = "${cache}/images/${system}";
+    in
+    if chosen == null then
+      ""
+    else if chosen == "portable" then
+      ''
+        case $(readlink ${link}) in ${builtins.storeDir}/*) rm ${link} ;; esac
+        ${xpool} image build ${system} || failed=1
+      ''
+    else
+      ''
+        ln -sfn ${chosen} ${cache}/images/.${system}.new
+        mv -T ${cache}/images/.${system}.new ${link}
+      '';
+
+  # Of both services. What is not here and why:
+  # * PrivateUsers: the manager tells its clients by their numeric users.
+  # * ProtectProc, ProcSubset: it reads of its clients' processes, of the memory, and of how long programs wait for it.
+  # * PrivateDevices: /dev/kvm. On machines that have none, everything is emulated.
+  # * PrivateNetwork: the gateway listens, and guests fetch.
+  # * MemoryDenyWriteExecute: QEMU translates a guest's code into memory that it then executes.
+  sandbox = {
+    User = user;
+    Group = user;
+    SupplementaryGroups = [ "kvm" ] ++ lib.optional (cfg.group != user) cfg.group;
+    CacheDirectory = "xpool";
+    CacheDirectoryMode = "0700";
+    UMask = "0077";
+    AmbientCapabilities = "";
+    CapabilityBoundingSet = "";
+    DeviceAllow = [ "/dev/kvm rw" ];
+    DevicePolicy = "closed";
+    KeyringMode = "private";
+    LockPersonality = true;
+    NoNewPrivileges = true;
+    PrivateTmp = true;
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectSystem = "strict";
+    RemoveIPC = true;
+    RestrictAddressFamilies = [
+      "AF_INET"
+      "AF_INET6"
+      "AF_UNIX"
+    ];
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    SystemCallArchitectures = "native";
+  };
+
+  ssh =
+    let
+      listen = builtins.match "(.*):([0-9]+)" cfg.settings.gateway.listen;
+      host = lib.removeSuffix "]" (lib.removePrefix "[" (builtins.head listen));
+      # Where it listens on all addresses, one that can be connected to.
+      loopback = {
+        "0.0.0.0" = "127.0.0.1";
+        "::" = "::1";
+      };
+      entry = system: ''
+        Host xpool-${lib.removeSuffix "-linux" system}
+          HostName ${loopback.${host} or host}
+          Port ${builtins.elemAt listen 1}
+          HostKeyAlias xpool-${lib.removeSuffix "-linux" system}
+          UserKnownHostsFile ${state}/known_hosts
+          StrictHostKeyChecking yes
+          IdentityFile ${state}/keys/client_ed25519
+          IdentitiesOnly yes
+          ServerAliveInterval 30
+          ServerAliveCountMax 3
+      '';
+    in
+    lib.concatStringsSep "\n" (map entry systems);
+in
+{
+  options.services.xpool = {
+    enable = lib.mkEnableOption "xpool, emulated riscv64 and aarch64 build machines for this machine's Nix";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.xpool;
+      defaultText = lib.literalExpression "pkgs.xpool";
+      description = "The package that has `xpool`, with QEMU in its PATH.";
+    };
+
+    builders = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether this machine's Nix uses the machines, while the manager serves.";
+    };
+
+    transport = mkOption {
+      type = types.enum [
+        "local"
+        "ssh"
+      ];
+      default = "local";
+      description = "What carries a build from this machine's Nix to xpool: a helper that Nix starts, or its ssh.";
+    };
+
+    group = mkOption {
+      type = types.str;
+      default = user;
+      description = "Group whose members may use the local transport, beside root. It is made if it is `${user}`.";
+    };
+
+    users = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "alice" ];
+      description = "Users that are put into the group. Those who build by a Nix daemon need not be.";
+    };
+
+    images = lib.genAttrs systems (
+      system:
+      mkOption {
+        type = types.nullOr (
+          types.either (types.enum [ "portable" ]) types.package
+        );
+        default = "portable";
+        example = lib.literalExpression "inputs.xpool.packages.x86_64-linux.image-${system}";
+        description = ''
+          The guest image: a package such as `image-${system}` of the flake; `portable` for one that is made of Debian's
+          packages at the first start, which needs the network; or null for none.
+        '';
+      }
+    );
+
+    policy = mkOption {
+      type = pool;
+      default = { };
+      example = {
+        max-vms = 4;
+        warm = 1;
+      };
+      description = "The section `[pool]` of xpool.toml, for every system.";
+    };
+
+    systems = lib.genAttrs systems (
+      system:
+      mkOption {
+        type = pool;
+        default = { };
+        description = "The same keys for ${system} alone.";
+      }
+    );
+
+    limits = mkOption {
+      type = section {
+        vcpus = optional (types.ints.between 1 4096) "Processors that all machines are given together.";
+        memory-mib = optional (types.ints.between 256 1048576) "Memory that all machines are given together.";
+        memory-pressure = optional (types.ints.between 1 100) "Nothing starts while programs wait for memory longer.";
+        cpu-pressure = optional (types.ints.between 1 100) "Nothing starts while programs wait for processors longer.";
+      };
+      default = { };
+      description = "The section `[budget]` of xpool.toml.";
+    };
+
+    settings = mkOption {
+      type = section {
+        gateway.listen = mkOption {
+          type = types.strMatching ".*:[0-9]+";
+          default = "127.0.0.1:31022";
+          description = "Where the SSH gateway listens.";
+        };
+      };
+      default = { };
+      description = "All of xpool.toml; it wins over the other options. xpool checks it when the system is built.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    services.xpool.settings = {
+      local.group = lib.mkDefault cfg.group;
+      pool = weak (given cfg.policy);
+      budget = weak (given cfg.limits);
+      systems = lib.mapAttrs (_: own: weak (given own)) cfg.systems;
+    };
+
+    users.users.${user} = {
+      isSystemUser = true;
+      group = user;
+      home = state;
+      description = "xpool's manager";
+    };
+    users.groups = lib.mkMerge [
+      { ${user} = { }; }
+      { ${cfg.group}.members = cfg.users; }
+    ];
+
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."xpool/xpool.toml".source = configFile;
+
+    # A file that is missing is no error to Nix; a blank after `;` is, up to 2.26.
+    nix.distributedBuilds = lib.mkIf cfg.builders true;
+    nix.settings.builders = lib.mkIf cfg.builders (
+      "@/etc/nix/machines;@${state}/machines" + lib.optionalString (cfg.transport == "ssh") "-ssh"
+    );
+    # Only root can read the key that it names.
+    programs.ssh.extraConfig = lib.mkIf (cfg.builders && cfg.transport == "ssh") ssh;
+
+    systemd.services.xpool = {
+      description = "xpool: emulated Nix build machines";
+      wantedBy = [ "multi-user.target" ];
+      after = [
+        "network.target"
+        "nix-daemon.socket"
+      ];
+      # To ask which inputs this machine's store has, and to name lines that suit this Nix.
+      path = [ config.nix.package ];
+      environment.HOME = state;
+      restartTriggers = [ configFile ];
+      serviceConfig = sandbox // {
+        Type = "notify";
+        StateDirectory = "xpool";
+        StateDirectoryMode = "0700";
+        ExecStart = "${xpool} serve";
+        Restart = "on-failure";
+        RestartSec = 2;
+        # The first signal lets builds end. Who is still there then is killed alone: its machines go on with their builds, over
+        # the local transport at least, and the next manager takes care of them.
+        KillMode = "process";
+        TimeoutStopSec = "2min";
+        # A machine that takes too much memory ends, and not the manager with it.
+        OOMPolicy = "continue";
+        LimitNOFILE = 65536;
+        RestrictSUIDSGID = true;
+        # Giving the socket to the group takes chown.
+        SystemCallFilter = [
+          "@system-service"
+          "~@privileged"
+          "@chown"
+        ];
+        SystemCallErrorNumber = "EPERM";
+      };
+    };
+
+    # Beside the manager, which takes an image when it is there: without a network at this moment, the rest still works. The state
+    # folder is the manager's: named as this one's as well, it would be given back what the manager has given to a group.
+    systemd.services.xpool-images = {
+      description = "xpool: guest images";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [
+        "network-online.target"
+        "xpool.service"
+      ];
+      environment.HOME = state;
+      script = ''
+        failed=0
+        mkdir -p ${cache}/images
+        ${lib.concatStrings (map image systems)}
+        exit $failed
+      '';
+      # Debian's packages have set-user-ID files, which are unpacked as what they are, by programs that take themselves for root's.
+      serviceConfig = sandbox // {
+        Type = "oneshot";
+        ReadWritePaths = [ "-${state}" ];
+        SystemCallFilter = [ "@system-service" ];
+        SystemCallErrorNumber = "EPERM";
+        RemainAfterExit = true;
+        Restart = "on-failure";
+        RestartSec = "5min";
+      };
+    };
+  };
+}

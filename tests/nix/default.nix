@@ -1,0 +1,118 @@
+# What tests/nix.rs asks for: the modules and the flake, evaluated with stubs in place of NixOS, and configurations that are to be
+# refused.
+let
+  inputs = import ./inputs.nix;
+  inherit (inputs) installed nixos;
+  flake = (import ../../flake.nix).outputs {
+    self = flake // {
+      outPath = "/nix/store/22222222222222222222222222222222-source";
+    };
+    inherit (inputs) nixpkgs nixos-generators;
+  };
+
+  host =
+    xpool:
+    nixos "x86_64-linux" [
+      ../../nixos-module.nix
+      {
+        services.xpool = {
+          package = flake.packages.x86_64-linux.default;
+        }
+        // xpool;
+      }
+    ];
+  enabled = rest: host ({ enable = true; } // rest);
+  # What a host's configuration comes to.
+  told = config: {
+    toml = config.services.xpool.settings;
+    check = config.environment.etc."xpool/xpool.toml".source.buildCommand;
+    inherit (config.nix) distributedBuilds;
+    inherit (config.nix.settings) builders;
+    ssh = config.programs.ssh.extraConfig;
+    inherit (config.users) groups users;
+    inherit (config.systemd) services;
+  };
+
+  guest =
+    system: module:
+    nixos system [
+      module
+      ../../images/format.nix
+      installed
+      { nixpkgs.buildPlatform = "x86_64-linux"; }
+    ];
+  image = config: {
+    inherit (config.system.build.${config.formatAttr}) buildCommand manifestStart name;
+  };
+in
+{
+  host = {
+    disabled =
+      let
+        config = host { };
+      in
+      {
+        inherit (config.nix) distributedBuilds;
+        inherit (config.systemd) services;
+        inherit (config.users) users;
+      };
+    plain = told (enabled { });
+    ssh = told (enabled {
+      transport = "ssh";
+      settings.gateway.listen = "[::]:4022";
+    });
+    full = told (enabled {
+      group = "builders";
+      users = [ "alice" ];
+      images.riscv64-linux = flake.packages.x86_64-linux.image-riscv64-linux;
+      images.aarch64-linux = null;
+      policy = {
+        max-vms = 4;
+        reuse = "client";
+        store.share = "none";
+      };
+      systems.riscv64-linux.vcpus = 1;
+      limits.memory-mib = 8192;
+      settings.pool.max-vms = 6;
+      settings.keys.alice.public-key = "ssh-ed25519 AAAA alice";
+    });
+    alone = told (enabled { builders = false; });
+  };
+
+  guest = {
+    riscv64 = guest "riscv64-linux" ../../images/riscv64-linux.nix;
+    aarch64 = guest "aarch64-linux" ../../images/aarch64-linux.nix;
+  };
+  image = {
+    riscv64 = image (guest "riscv64-linux" ../../images/riscv64-linux.nix);
+    aarch64 = image (guest "aarch64-linux" ../../images/aarch64-linux.nix);
+  };
+
+  # All of its outputs, with what their derivations come to.
+  flake = {
+    outputs = builtins.mapAttrs (_: builtins.attrNames) flake;
+    inherit (flake) apps checks devShells formatter packages;
+    wrapper = flake.packages.x86_64-linux.default.postInstall;
+    # The machine of the VM test.
+    tested = told (nixos "x86_64-linux" [ flake.checks.x86_64-linux.service.nodes.machine ]);
+  };
+
+  # Each is refused, with the words that tests/nix.rs has for it.
+  bad = {
+    unknown-option = (enabled { pakage = null; }).services.xpool;
+    wrong-type = (enabled { users = "alice"; }).services.xpool.users;
+    wrong-choice = (enabled { transport = "tcp"; }).services.xpool.transport;
+    wrong-range = (enabled { limits.memory-pressure = 0; }).services.xpool.limits;
+    wrong-policy = (enabled { policy.reuse = "sometimes"; }).services.xpool.policy;
+    wrong-system = (enabled { systems.x86_64-linux.max-vms = 1; }).services.xpool.systems;
+    wrong-listen = (enabled { settings.gateway.listen = "localhost"; }).services.xpool.settings;
+    wrong-toml = (enabled { settings.pool.max-vms = null; }).services.xpool.settings;
+    wrong-image = (enabled { images.riscv64-linux = "nixos"; }).services.xpool.images;
+    two-values =
+      (nixos "riscv64-linux" [
+        ../../images/riscv64-linux.nix
+        { networking.hostName = "guest"; }
+      ]).networking.hostName;
+    gone-from-nixos = (nixos "riscv64-linux" [ { boot.readOnlyNixStore = false; } ]).boot;
+  };
+}

@@ -1,0 +1,112 @@
+# Packages that are only names, and what makes packages, which keeps what it was given: `buildCommand` for scripts, `value` for
+# generated files.
+lib: system:
+let
+  package =
+    name: rest:
+    {
+      type = "derivation";
+      inherit name;
+      pname = name;
+      version = "1.0";
+      outPath = "/nix/store/00000000000000000000000000000000-${name}";
+      drvPath = "/nix/store/00000000000000000000000000000000-${name}.drv";
+      meta.mainProgram = name;
+      nativeBuildInputs = [ ];
+      overrideAttrs = change: package name (rest // change (package name rest));
+    }
+    // rest;
+  toml =
+    let
+      inherit (lib.types)
+        attrsOf
+        bool
+        float
+        int
+        listOf
+        oneOf
+        path
+        str
+        ;
+      value =
+        oneOf [
+          bool
+          int
+          float
+          str
+          path
+          (attrsOf value)
+          (listOf value)
+        ]
+        // {
+          name = "TOML value";
+        };
+    in
+    value;
+  pkgs =
+    lib.genAttrs [
+      "apt"
+      "bash"
+      "cargo-deny"
+      "clippy"
+      "coreutils"
+      "cpio"
+      "deadnix"
+      "dpkg"
+      "e2fsprogs"
+      "fakeroot"
+      "findutils"
+      "gawk"
+      "gnugrep"
+      "gnupg"
+      "gnused"
+      "gnutar"
+      "gzip"
+      "installShellFiles"
+      "kmod"
+      "makeWrapper"
+      "nix"
+      "nixfmt-tree"
+      "perl"
+      "qemu"
+      "qemu-utils"
+      "rustfmt"
+      "shellcheck"
+      "socat"
+      "statix"
+      "util-linux"
+      "xz"
+    ] (name: package name { })
+    // {
+      inherit lib;
+      buildPackages = pkgs;
+      extend =
+        overlay:
+        let
+          final = pkgs // overlay final pkgs;
+        in
+        final;
+      stdenv.hostPlatform.system = system;
+      stdenv.buildPlatform.canExecute = platform: platform.system == system;
+
+      closureInfo = package "closure-info";
+      fetchurl = args: package args.name args;
+      mkShell = package "shell";
+      rustPlatform.buildRustPackage = args: package args.pname args;
+      runCommand =
+        name: env: buildCommand:
+        package name (env // { inherit buildCommand; });
+      testers.runNixOSTest = args: package args.name args;
+      writeShellScriptBin = name: value: package name { inherit value; };
+      writeText = name: value: package name { inherit value; };
+      writeTextDir = name: value: package name { inherit value; };
+      # pkgs/pkgs-lib/formats.nix
+      formats.toml =
+        { }:
+        {
+          type = toml;
+          generate = name: value: package name { inherit value; };
+        };
+    };
+in
+pkgs

@@ -1,0 +1,2 @@
+# Options that make a system small, none of which the modules here depend on.
+{ }
