@@ -83,15 +83,24 @@ fn a_configuration_is_checked_for_this_machine_or_for_another() {
     let said = right.run(&["config", "check"]);
     assert_snapshot!(all(&said), @r"
     exit code: 0
-         Checked $DIR/xpool.toml
+         Checked [DIR]/xpool.toml
     ");
     let large = Installation::new("[pool]\nwarm = 500\n");
-    assert_snapshot!(all(&large.run(&["config", "check"])), @"");
+    // How many this machine bears is in the message.
+    let said = large.run(&["config", "check"]);
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(
+        said.stderr
+            .contains("xpool.toml:4: `warm` is 500 but must be from 0 to ")
+    );
     let elsewhere = large.run(&["config", "check", "--elsewhere"]);
     assert_eq!(elsewhere.code, Some(0), "{elsewhere:?}");
     let wrong = Installation::new("[pool]\nwarm = \"x\"\n");
     let elsewhere = wrong.run(&["config", "check", "--elsewhere"]);
-    assert_eq!(elsewhere.code, Some(1), "{elsewhere:?}");
+    assert_snapshot!(all(&elsewhere), @r#"
+    exit code: 2
+    error: [DIR]/xpool.toml:4: invalid type: string "x", expected u32
+    "#);
     assert!(is_untouched(&right));
 }
 

@@ -9,7 +9,7 @@ use crate::paths::ConfigFile;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Say what is wrong with the configuration; exits 1 if something is
+    /// Say what is wrong with the configuration, if anything; exits 2 if something is
     Check(CheckArgs),
 }
 
