@@ -14,8 +14,8 @@ struct Homes<'a> {
     leased: BTreeMap<(Share, &'a Seat), VmId>,
     /// Where each session of a seat is.
     visits: BTreeMap<(Share, &'a Seat), BTreeSet<(SessionId, VmId)>>,
-    /// What each seat has built.
-    built: BTreeMap<(Share, &'a str), Vec<(&'a Seat, &'a Unfetched)>>,
+    /// What each client's seats have built, and where.
+    built: BTreeMap<(Share, &'a str), Vec<(VmId, &'a Seat, &'a Unfetched)>>,
 }
 
 impl<'a> Homes<'a> {
@@ -35,29 +35,32 @@ impl<'a> Homes<'a> {
             }
             for (seat, unfetched) in vm.unfetched() {
                 let built = homes.built.entry((vm.share, seat.client.as_str()));
-                built.or_default().push((seat, unfetched));
+                built.or_default().push((id, seat, unfetched));
             }
         }
         homes
     }
 
-    /// The seat that is known to have built what a session comes to fetch, where that is another one of its client's. None if
-    /// its own may have built it.
-    fn seat_that_has(&self, claim: &Claim, own_seat: &Seat) -> Option<&'a Seat> {
+    /// The seat that is known to have built what a session comes to fetch, and the VM where it has: its own seat, or else
+    /// another one of its client's, unless its own may have built it.
+    fn known_home(&self, claim: &Claim, own_seat: &Seat) -> Option<(&'a Seat, VmId)> {
         let Purpose::Fetch(Some(path)) = &claim.purpose else {
             return None;
         };
         let built = self.built.get(&(claim.share, own_seat.client.as_str()))?;
-        let may_be_own =
-            |(seat, unfetched): &(&Seat, &Unfetched)| *seat == own_seat && unfetched.may_have(path);
-        if built.iter().any(may_be_own) {
-            return None;
-        }
-        let has_it = |(_, unfetched): &&(&Seat, &Unfetched)| unfetched.has(path);
-        built.iter().find(has_it).map(|(seat, _)| *seat)
+        let is_own = |seat: &Seat| seat == own_seat;
+        let has_it = built
+            .iter()
+            .filter(|(.., unfetched)| unfetched.has(path))
+            .max_by_key(|(vm, seat, _)| (is_own(seat), *vm));
+        let (vm, seat, _) = *has_it?;
+        let may_be_own = |(_, seat, unfetched): &(VmId, &Seat, &Unfetched)| {
+            is_own(seat) && unfetched.may_have(path)
+        };
+        (is_own(seat) || !built.iter().any(may_be_own)).then_some((seat, vm))
     }
 
-    /// The VM that has what a session of this seat comes to fetch: the one that is kept for the seat, or else the one on which
+    /// The VM that may have what a session of this seat comes to fetch: the one that is kept for the seat, or else the one on which
     /// the session of the seat that came before it has not ended yet. The sessions of a seat have one key, so that VM is of
     /// their kind; one that is not is nobody's home.
     fn home(&self, session: SessionId, share: Share, seat: &Seat) -> Option<VmId> {
@@ -79,9 +82,12 @@ impl Pool {
         let homes = Homes::of(&self.vms);
         let seated = self.queue.fetching().map(|(session, waiting)| {
             let claim = &waiting.claim;
-            let seat = homes.seat_that_has(claim, &waiting.own_seat);
-            let seat = seat.unwrap_or(&waiting.own_seat);
-            let home = homes.home(session, claim.share, seat);
+            let own = &waiting.own_seat;
+            let known = homes.known_home(claim, own);
+            let (seat, home) = known.map_or_else(
+                || (own, homes.home(session, claim.share, own)),
+                |(seat, vm)| (seat, Some(vm)),
+            );
             (session, seat.clone(), home)
         });
         for (session, seat, home) in seated.collect::<Vec<_>>() {

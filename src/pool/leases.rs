@@ -62,7 +62,14 @@ impl Pool {
         let unfetched = visit.unfetched;
         if keeps {
             let until = now + self.policy.lease;
-            vm.leases.insert(seat, Lease { until, unfetched });
+            let lease = Lease {
+                session,
+                until,
+                unfetched,
+            };
+            vm.leases.insert(seat, lease);
+        } else if let Some(lease) = vm.leases.get_mut(&seat) {
+            lease.unfetched.add(unfetched);
         } else if let Some(heir) = vm.latest_visit_of(&seat) {
             heir.unfetched.add(unfetched);
         }
@@ -96,19 +103,22 @@ impl Pool {
     }
 
     /// Whether a session's VM is kept for its seat when the session ends. A later session of the seat knows better: one that
-    /// waits says what it wants, and one that runs will say so at its own end.
+    /// waits says what it wants, one that runs will say so at its own end, and one whose VM is kept has.
     fn is_kept_for(&self, visit: &Visit, ended: SessionId, outputs: Outputs) -> bool {
         let seat = &visit.claim.seat;
         let running = planner::ready(&self.vms)
             .flat_map(|(_, vm)| &vm.sessions)
             .filter(|(id, other)| **id > ended && other.claim.seat == *seat)
             .map(|(id, _)| (*id, false));
+        let left = planner::ready(&self.vms).filter_map(|(_, vm)| vm.leases.get(seat));
+        let left = left.map(|lease| (lease.session, false));
+        let left = left.filter(|(id, _)| *id > ended);
         let waiting = self.queue.latest_of(seat).into_iter();
         let waiting = waiting
             .filter(|(id, _)| *id > ended)
             .map(|(id, waiting)| (id, waiting.claim.purpose.fetches()));
         let remain = outputs == Outputs::Unfetched && !visit.unfetched.is_done();
-        let latest = running.chain(waiting).max();
+        let latest = running.chain(left).chain(waiting).max();
         latest.map_or(remain && !visit.leaves_nothing, |(_, keeps)| keeps)
     }
 

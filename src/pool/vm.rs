@@ -75,6 +75,8 @@ pub(super) struct Visit {
 /// A seat's outputs that are waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
+    /// The session whose end it began with.
+    pub(super) session: SessionId,
     pub(super) until: Instant,
     pub(super) unfetched: Unfetched,
 }

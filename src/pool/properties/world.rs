@@ -42,6 +42,8 @@ pub(super) struct World {
     told: (BTreeSet<VmId>, BTreeSet<Seat>),
     /// VMs that must be kept for a seat, and until when. Not those that the pool keeps because a session waits for them.
     leases: BTreeMap<Seat, (VmId, Instant)>,
+    /// The latest session of each seat that has ended on a VM with something left to fetch.
+    left: BTreeMap<Seat, SessionId>,
     /// What each VM that ever was sees of the machine's store.
     pub(super) shares: BTreeMap<VmId, Share>,
     pub(super) vcpus: BTreeMap<VmId, u32>,
@@ -51,6 +53,8 @@ pub(super) struct World {
     pub(super) boots: usize,
     /// How often a client was passed over by another one since it was served, with a VM of a kind.
     passed: BTreeMap<(String, String, Share), u32>,
+    /// How many turns a client has back, for VMs of a kind.
+    back: BTreeMap<(String, Share), u32>,
     /// What the machine has; its memory is what the host has available.
     machine: Machine,
     /// VMs that take no further sessions.
@@ -78,11 +82,13 @@ impl World {
             built: BTreeSet::new(),
             told: (BTreeSet::new(), BTreeSet::new()),
             leases: BTreeMap::new(),
+            left: BTreeMap::new(),
             shares: BTreeMap::new(),
             vcpus: BTreeMap::new(),
             served: BTreeSet::new(),
             boots: 0,
             passed: BTreeMap::new(),
+            back: BTreeMap::new(),
             machine: Machine::default(),
             drained: BTreeSet::new(),
             makes_room: false,
@@ -251,9 +257,11 @@ impl World {
     fn end_session(&mut self, session: SessionId, outputs: Outputs) {
         let seat = &self.claims[&session].seat;
         let known = self.waiting.iter().chain(self.running.keys());
+        let left = self.left.get(seat).into_iter();
         let is_last = !known
-            .copied()
-            .any(|other| other > session && self.claims[&other].seat == *seat);
+            .filter(|other| self.claims[*other].seat == *seat)
+            .chain(left)
+            .any(|other| *other > session);
         let is_told = |vm: &VmId| self.told.0.contains(vm) || self.told.1.contains(seat);
         let is_pinned = matches!(self.claims[&session].purpose, Purpose::Pinned(_));
         if let Some(vm) = self.running.get(&session)
@@ -264,6 +272,10 @@ impl World {
         {
             let until = self.now + self.pool.policy.lease;
             self.leases.insert(seat.clone(), (*vm, until));
+        }
+        if outputs == Outputs::Unfetched && self.running.contains_key(&session) {
+            let left = self.left.entry(seat.clone()).or_insert(session);
+            *left = session.max(*left);
         }
         self.waiting.retain(|waiting| *waiting != session);
         self.leaving = self.running.remove(&session);
@@ -294,6 +306,8 @@ impl World {
             self.waiting.insert(place, session);
             self.passed.clear();
             let claim = self.claims[&session].clone();
+            let back = (claim.seat.client.clone(), claim.share);
+            *self.back.entry(back).or_default() += 1;
             self.send(Event::SessionReturned(session, claim));
         }
     }

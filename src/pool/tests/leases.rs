@@ -112,6 +112,18 @@ fn a_new_build_that_came_before_the_end_leaves_no_lease() {
 }
 
 #[test]
+fn an_earlier_session_that_ends_late_does_not_take_the_lease_away() {
+    let (mut pool, now) = busy(Reuse::Never, 2);
+    pool.handle(now, close(2));
+    pool.handle(now, gone(2));
+    pool.handle(now, build(3, 1));
+    assert_eq!(pool.handle(now, ready(3)), [assign(3, 3)]);
+    assert_eq!(pool.handle(now, unfetched(3)), []);
+    assert_eq!(pool.handle(now, unfetched(1)), [kill(1)]);
+    assert_eq!(pool.handle(now, fetch(4, 1)), [assign_to_fetch(4, 3)]);
+}
+
+#[test]
 fn a_leased_vm_is_no_supply_for_others() {
     for reuse in [Reuse::Never, Reuse::Client, Reuse::Always] {
         let (mut pool, now) = busy(reuse, 1);

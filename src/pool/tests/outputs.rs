@@ -137,6 +137,23 @@ fn who_waits_for_a_path_that_is_lost_goes_to_no_other_vm_of_its_builders() {
 }
 
 #[test]
+fn a_path_is_fetched_where_it_was_built_and_not_where_its_slot_is_by_now() {
+    let (mut pool, now) = busy(Reuse::Never, 2);
+    pool.handle(now, built(1, &["out", "dev"]));
+    pool.handle(now, close(2));
+    pool.handle(now, gone(2));
+    let again = Event::SessionOpened(SessionId(3), claim("anna", 1, Purpose::Build));
+    pool.handle(now, again);
+    assert_eq!(pool.handle(now, ready(3)), [assign(3, 3)]);
+    for (session, slot) in [(4, 7), (5, 1)] {
+        assert_eq!(pool.handle(now, fetch(session, slot, "dev")), []);
+    }
+    let homes = pool.status(now).queued.into_iter().map(|who| who.home);
+    assert_eq!(homes.collect::<Vec<_>>(), [Some(VmId(1)); 2]);
+    assert_eq!(pool.handle(now, unfetched(1)), [assign_to_fetch(4, 1)]);
+}
+
+#[test]
 fn nobody_fetches_from_another_clients_vm() {
     let (mut pool, now) = busy(Reuse::Never, 2);
     pool.handle(now, built(1, &["out", "dev"]));
