@@ -8,6 +8,9 @@ use super::unfetched::Unfetched;
 use super::vm::{VmId, VmState};
 use super::{Pool, SessionId, planner};
 
+/// What a seat has built on a VM and not fetched yet.
+type Built<'a> = (VmId, &'a Seat, &'a Unfetched);
+
 /// What is known of the VMs, by who may come for it.
 struct Homes<'a> {
     /// The VM that is kept for a seat.
@@ -15,7 +18,7 @@ struct Homes<'a> {
     /// Where each session of a seat is.
     visits: BTreeMap<(Share, &'a Seat), BTreeSet<(SessionId, VmId)>>,
     /// What each client's seats have built, and where.
-    built: BTreeMap<(Share, &'a str), Vec<(VmId, &'a Seat, &'a Unfetched)>>,
+    built: BTreeMap<(Share, &'a str), Vec<Built<'a>>>,
 }
 
 impl<'a> Homes<'a> {
@@ -54,9 +57,8 @@ impl<'a> Homes<'a> {
             .filter(|(.., unfetched)| unfetched.has(path))
             .max_by_key(|(vm, seat, _)| (is_own(seat), *vm));
         let (vm, seat, _) = *has_it?;
-        let may_be_own = |(_, seat, unfetched): &(VmId, &Seat, &Unfetched)| {
-            is_own(seat) && unfetched.may_have(path)
-        };
+        let may_be_own =
+            |(_, seat, unfetched): &Built<'_>| is_own(seat) && unfetched.may_have(path);
         (is_own(seat) || !built.iter().any(may_be_own)).then_some((seat, vm))
     }
 

@@ -345,7 +345,9 @@ impl<'a> Iterator for InOrder<'a> {
         if let Some(last) = self.last.take() {
             let line = &self.queue.lines[&last.line];
             let mut after = line.sessions.range((Excluded(last.session), Unbounded));
-            let turn = last.turn + 1;
+            // As it will be when the last one is served.
+            let served = self.queue.turns.get(&last.priority.0).copied();
+            let turn = (last.turn + 1).max(served.unwrap_or_default());
             let next = after.next().map(|session| Place {
                 session: *session,
                 turn,

@@ -155,3 +155,28 @@ fn a_client_that_nobody_could_serve_for_long_does_not_take_all_turns_then() {
     assert_eq!(pool.handle(now, ready(2)), [assign(2, 2)]);
     assert_eq!(waiting(&pool, now), [3, 4, 8, 9]);
 }
+
+#[test]
+fn nor_does_it_take_all_slots_of_a_vm_before_who_came_later() {
+    let three_slots = Policy {
+        slots_per_vm: NonZeroU32::new(3).unwrap(),
+        ..policy(Reuse::Always, 2)
+    };
+    let (mut pool, now) = pool_with(three_slots);
+    let blind = |client, session| {
+        let claim = Claim {
+            share: Share::None,
+            ..claim(client, session, Purpose::Build)
+        };
+        Event::SessionOpened(SessionId(session), claim)
+    };
+    open_all(&mut pool, now, &[("anna", 1), ("anna", 2), ("anna", 3)]);
+    for session in 4..=6 {
+        pool.handle(now, blind("zoe", session));
+    }
+    let all = [1, 2, 3].map(|session| assign(session, 1));
+    assert_eq!(pool.handle(now, ready(1)), all);
+    pool.handle(now, blind("ben", 7));
+    let turns = [4, 5, 7].map(|session| assign(session, 2));
+    assert_eq!(pool.handle(now, ready(2)), turns);
+}
