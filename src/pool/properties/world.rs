@@ -340,8 +340,19 @@ impl World {
         for action in &actions {
             self.perform(action);
         }
+        self.forget_who_waits_no_longer();
         self.check();
         actions.len()
+    }
+
+    /// Who has gone and comes anew is passed over from then on.
+    fn forget_who_waits_no_longer(&mut self) {
+        let waiting = self.waiting.iter().map(|session| &self.claims[session]);
+        let waiting: BTreeSet<(&str, Share)> = waiting
+            .map(|claim| (claim.seat.client.as_str(), claim.share))
+            .collect();
+        self.passed
+            .retain(|(loser, _, share), _| waiting.contains(&(loser, *share)));
     }
 
     /// Lets the world run on its own until nothing is left to happen: boots succeed, what stops is gone, sessions end.
