@@ -37,13 +37,22 @@ unpack() {
 }
 
 unpack_or_explain() {
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+    local alone='sed -i "/-updates\|-security/d" "$1/etc/apt/sources.list"'
     unpack && return
+    # A mirror in the middle of an update. The release itself rarely changes; and while it does, one of its two names may still
+    # have all of it as it was before.
     if grep -qE "Failed to fetch .*$suite-(updates|security)" "$log"; then
-        # A mirror in the middle of an update; the release itself never changes under a reader.
         echo "warning: the mirror's $suite-updates or $suite-security is inconsistent, using $suite alone" >&2
         rm -rf "$root"
+        unpack --setup-hook="$alone" && return
+    fi
+    if grep -qE "Failed to fetch .*/$suite/.*(unexpected size|Hash Sum mismatch)" "$log"; then
+        echo "warning: the mirror's $suite is inconsistent, looking for it as stable" >&2
+        rm -rf "$root"
         # shellcheck disable=SC2016 # mmdebstrap's shell expands it
-        unpack --setup-hook='sed -i "/-updates\|-security/d" "$1/etc/apt/sources.list"' && return
+        unpack --setup-hook="$alone; "'sed -i "s/ '"$suite"' / stable /" "$1/etc/apt/sources.list"' \
+            --extract-hook='grep -qx "Codename: '"$suite"'" "$1"/var/lib/apt/lists/*Release' && return
     fi
     if grep -q 'No space left on device' "$log"; then
         unavailable "the disk of $tmp is full" 'free some, or name another folder in XPOOL_BUILD_TMP'
