@@ -347,6 +347,9 @@ impl World {
 
     /// Who has gone and comes anew is passed over from then on.
     fn forget_who_waits_no_longer(&mut self) {
+        if self.passed.is_empty() {
+            return;
+        }
         let waiting = self.waiting.iter().map(|session| &self.claims[session]);
         let waiting: BTreeSet<(&str, Share)> = waiting
             .map(|claim| (claim.seat.client.as_str(), claim.share))
