@@ -241,6 +241,7 @@
                 enable = true;
                 images.riscv64-linux = null;
                 images.aarch64-linux = null;
+                metrics.enable = true;
                 policy.max-vms = 1;
               };
             };
@@ -252,7 +253,13 @@
               machine.fail("sudo -u nobody ls /var/lib/xpool")
               machine.succeed("grep -F 'builders = @/etc/nix/machines;@/var/lib/xpool/machines' /etc/nix/nix.conf")
               machine.succeed("systemd-analyze security --threshold=30 xpool.service")
-              machine.systemctl("stop xpool.service")
+              # Who comes while no manager runs has one started.
+              machine.succeed("systemctl stop xpool.service")
+              machine.succeed("test -s /var/lib/xpool/machines")
+              machine.succeed("sudo -u xpool xpool --state-dir /var/lib/xpool --cache-dir /var/cache/xpool status")
+              machine.wait_for_unit("xpool.service")
+              machine.succeed("curl --fail http://127.0.0.1:31023/metrics | grep -F xpool_manager_info")
+              machine.succeed("systemctl stop xpool.socket")
               machine.fail("test -e /var/lib/xpool/machines")
             '';
           };

@@ -1,7 +1,8 @@
 # `services.xpool`: the manager as a service of a NixOS machine, whose Nix builds on its machines by itself.
 #
 # It runs as a user of its own; keys are made at its first start and are for that user only. Nix comes by the local transport
-# (or by ssh), and reads of its machines in a file that is there while the manager serves, as `xpool machines --install` has it.
+# (or by ssh), and reads of its machines in a file that is there as long as somebody listens, as `xpool machines --install` has it.
+# systemd listens: while the manager is started anew, who comes waits, and one that has ended is started by who comes.
 {
   config,
   lib,
@@ -233,6 +234,15 @@ in
       }
     );
 
+    metrics = {
+      enable = lib.mkEnableOption "metrics for Prometheus, at `/metrics`; who can connect can read them";
+      listen = mkOption {
+        type = types.strMatching ".*:[0-9]+";
+        default = "127.0.0.1:31023";
+        description = "Where they are served.";
+      };
+    };
+
     limits = mkOption {
       type = section {
         vcpus = optional (types.ints.between 1 4096) "Processors that all machines are given together.";
@@ -262,6 +272,9 @@ in
       local.group = lib.mkDefault cfg.group;
       pool = weak (given cfg.policy);
       budget = weak (given cfg.limits);
+      metrics = weak (given {
+        listen = if cfg.metrics.enable then cfg.metrics.listen else null;
+      });
       systems = lib.mapAttrs (_: own: weak (given own)) cfg.systems;
     };
 
@@ -287,13 +300,39 @@ in
     # Only root can read the key that it names.
     programs.ssh.extraConfig = lib.mkIf (cfg.builders && cfg.transport == "ssh") ssh;
 
+    systemd.sockets.xpool = {
+      description = "xpool: where Nix and commands come";
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [
+        "${state}/control.sock"
+        "${state}/connect.sock"
+        "${state}/shell.sock"
+        cfg.settings.gateway.listen
+      ];
+      socketConfig = {
+        SocketUser = user;
+        SocketGroup = user;
+        SocketMode = "0600";
+        # It is there before the service, to whose user it is given then.
+        DirectoryMode = "0700";
+        RemoveOnStop = true;
+        # Where nobody listens, Nix is told of no machines.
+        ExecStopPost = "${pkgs.coreutils}/bin/rm -f ${state}/machines ${state}/machines-ssh ${state}/machines-ssh-port";
+      };
+    };
+
     systemd.services.xpool = {
       description = "xpool: emulated Nix build machines";
+      # It says what machines there are, so it is there from the start.
       wantedBy = [ "multi-user.target" ];
+      requires = [ "xpool.socket" ];
       after = [
         "network.target"
         "nix-daemon.socket"
+        "xpool.socket"
       ];
+      # A new configuration has the manager started anew, and leaves the socket be.
+      notSocketActivated = true;
       # To ask which inputs this machine's store has, and to name lines that suit this Nix.
       path = [ config.nix.package ];
       environment.HOME = state;

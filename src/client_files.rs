@@ -1,7 +1,8 @@
 //! What Nix and ssh on this machine read: machines files while a manager serves, and an ssh configuration.
 //!
 //! The machines go away with the manager, and a system's while it goes down: Nix gives a build up when a machine that it
-//! knows of does not answer. What a killed manager leaves, the next command that finds no manager takes away.
+//! knows of does not answer. What a killed manager leaves, the next command that finds no manager takes away. Where there is
+//! another manager for whoever comes, the machines stay.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -12,6 +13,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use crate::activation::Handover;
 use crate::config::Config;
 use crate::gateway::keys::GatewayKeys;
 use crate::manager::status::Status;
@@ -32,17 +34,24 @@ pub struct ClientFiles {
     paths: Paths,
     endpoint: Endpoint,
     told: Counts,
+    handover: Handover,
 }
 
 impl ClientFiles {
     /// Writes all of them. The control socket is there already: nobody may take the files for a dead manager's.
-    pub fn write(config: &Config, paths: &Paths, keys: &GatewayKeys) -> Result<Self> {
+    pub fn write(
+        config: &Config,
+        paths: &Paths,
+        keys: &GatewayKeys,
+        handover: Handover,
+    ) -> Result<Self> {
         write_ssh(config.listen, paths, keys)?;
         let files = Self {
             config: config.clone(),
             paths: paths.clone(),
             endpoint: endpoint(config.listen, paths, keys)?,
             told: counts(config, &Status::default()),
+            handover,
         };
         files.write_machines(&files.told)?;
         Ok(files)
@@ -52,7 +61,8 @@ impl ClientFiles {
     pub async fn follow(mut self, mut changes: watch::Receiver<Status>) {
         loop {
             let counts = counts(&self.config, &changes.borrow_and_update());
-            if counts != self.told {
+            // A manager that leaves clients to the next one has pools that go down, and the next one's do not.
+            if counts != self.told && !self.handover.has_begun() {
                 info!(?counts, "Nix is told of other machines");
                 match self.write_machines(&counts) {
                     Ok(()) => self.told = counts,
@@ -83,6 +93,14 @@ impl ClientFiles {
 
 impl Drop for ClientFiles {
     fn drop(&mut self) {
+        if self.handover.is_expected() {
+            // What the next manager will say at first.
+            let counts = counts(&self.config, &Status::default());
+            if let Err(error) = self.write_machines(&counts) {
+                warn!("{error:#}");
+            }
+            return;
+        }
         let _lock = state::lock(&self.paths.machines_lock());
         remove_machines(&self.paths);
     }

@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md has the way of one build, the code map and the invariants.
 
+pub mod activation;
 pub mod bounded_log;
 pub mod cli;
 pub mod client_files;
@@ -15,6 +16,7 @@ pub mod image;
 pub mod install;
 pub mod logging;
 pub mod manager;
+pub mod metrics;
 pub mod nix;
 pub mod open_files;
 pub mod output;

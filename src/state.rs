@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::UnixListener;
 
 use crate::paths::Paths;
@@ -111,8 +113,35 @@ impl StateLock {
     }
 }
 
-/// Listens on a socket in the state folder. The lock is held, so a socket that is there is a dead manager's.
+/// A socket that somebody else than a manager listens on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("somebody listens at `{}`, and it is no manager", socket.display())]
+pub struct SocketOfOther {
+    /// Where.
+    pub socket: PathBuf,
+}
+
+/// The socket that was given for a place in the state folder, or one that listens there.
+pub fn listen_or_take(
+    given: Option<std::os::unix::net::UnixListener>,
+    socket: &Path,
+) -> Result<UnixListener> {
+    let Some(given) = given else {
+        return listen(socket);
+    };
+    given
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(given))
+        .with_context(|| format!("using the socket given for `{}`", socket.display()))
+}
+
+/// Listens on a socket in the state folder. The lock is held, so a socket that is there is a dead manager's; unless a service
+/// manager holds it, to start a manager when somebody comes.
 pub fn listen(socket: &Path) -> Result<UnixListener> {
+    if is_listened_on(socket) {
+        let socket = socket.to_owned();
+        return Err(SocketOfOther { socket }.into());
+    }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing `{}`", socket.display()));
@@ -121,6 +150,17 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     }
     // Only who can enter the folder that it is in can connect.
     UnixListener::bind(socket).with_context(|| format!("listening on `{}`", socket.display()))
+}
+
+/// Whether anybody listens on a socket. Never waits, however long the line of those who have come is.
+fn is_listened_on(socket: &Path) -> bool {
+    let connect = || {
+        let address = SocketAddrUnix::new(socket)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&probe, &address)
+    };
+    matches!(connect(), Ok(()) | Err(Errno::AGAIN))
 }
 
 /// Lets a group enter the state folder, where its members may connect to one socket and see nothing else; or nobody.

@@ -48,7 +48,7 @@ fn the_host_module_has_nix_use_the_machines() {
         return;
     };
     let host = nixes.evaluate("host");
-    let nothing = json!({ "distributedBuilds": false, "services": {}, "users": {} });
+    let nothing = json!({ "distributedBuilds": false, "services": {}, "sockets": {}, "users": {} });
     assert_eq!(host["disabled"], nothing);
     let plain = &host["plain"];
     assert_eq!(
@@ -63,6 +63,7 @@ fn the_host_module_has_nix_use_the_machines() {
             "budget": {},
             "gateway": { "listen": "127.0.0.1:31022" },
             "local": { "group": "xpool" },
+            "metrics": {},
             "pool": {},
             "systems": { "aarch64-linux": {}, "riscv64-linux": {} },
         })
@@ -121,6 +122,7 @@ fn options_of_the_host_module_become_configuration() {
             "gateway": { "listen": "127.0.0.1:31022" },
             "keys": { "alice": { "public-key": "ssh-ed25519 AAAA alice" } },
             "local": { "group": "builders" },
+            "metrics": { "listen": "127.0.0.1:31023" },
             "pool": { "max-vms": 6, "reuse": "client", "store": { "share": "none" } },
             "systems": { "aarch64-linux": {}, "riscv64-linux": { "vcpus": 1 } },
         })
@@ -158,6 +160,7 @@ fn wrong_values_are_refused_with_their_names() {
             "wrong-listen",
             "`services.xpool.settings.gateway.listen' is",
         ),
+        ("wrong-metrics", "`services.xpool.metrics.listen' is not"),
         (
             "wrong-policy",
             "`services.xpool.policy.reuse' is not of type",

@@ -20,6 +20,9 @@ type Settings = BTreeMap<String, Vec<String>>;
 /// The first systemd that looks at units without running them.
 const OFFLINE: u32 = 250;
 
+const SERVICE: [&str; 1] = ["xpool.service"];
+const BOTH: [&str; 2] = ["xpool.service", "xpool.socket"];
+
 /// The worst that a unit may be exposed, in tenths.
 const THRESHOLD: &str = "--threshold=30";
 
@@ -38,10 +41,10 @@ fn is_systemd_here(test: &str) -> bool {
 }
 
 #[track_caller]
-fn analyze(dir: &Path, args: &[&str]) {
+fn analyze(dir: &Path, args: &[&str], units: &[&str]) {
     let output = Command::new("systemd-analyze")
         .args(args)
-        .arg(dir.join("xpool.service"))
+        .args(units.iter().map(|unit| dir.join(unit)))
         .env("XDG_RUNTIME_DIR", dir)
         .output()
         .unwrap();
@@ -49,8 +52,8 @@ fn analyze(dir: &Path, args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {said}");
 }
 
-/// A folder with a unit whose program is there.
-fn unit(text: &str) -> tempfile::TempDir {
+/// A folder with a service whose program is there, and the socket that it has.
+fn unit(text: &str, socket: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let with_program = |line: &str| match line.split_once(' ') {
@@ -61,12 +64,17 @@ fn unit(text: &str) -> tempfile::TempDir {
     };
     let text: String = text.lines().map(with_program).collect();
     fs::write(dir.path().join("xpool.service"), text).unwrap();
+    fs::write(dir.path().join("xpool.socket"), socket).unwrap();
     dir
 }
 
-/// The service of a configuration of tests/nix, `None` where there is no Nix.
-fn of_the_module(service: &str) -> Option<Settings> {
-    let attribute = format!("host.plain.services.{service}.serviceConfig");
+fn written(unit: &str) -> String {
+    fs::read_to_string(format!("scripts/systemd/{unit}")).unwrap()
+}
+
+/// The settings of a unit in a configuration of tests/nix, `None` where there is no Nix.
+fn of_the_module(attribute: &str) -> Option<Settings> {
+    let attribute = format!("host.plain.{attribute}");
     let output = Command::new("nix-instantiate")
         .args([
             "--eval",
@@ -98,10 +106,10 @@ fn of_the_module(service: &str) -> Option<Settings> {
     )
 }
 
-/// The service of a unit file.
-fn of_the_file(path: &str) -> Settings {
-    let text = fs::read_to_string(path).unwrap();
-    let service = text.split("[Service]").nth(1).unwrap();
+/// A section of a unit file.
+fn of_the_file(unit: &str, section: &str) -> Settings {
+    let text = written(unit);
+    let service = text.split(section).nth(1).unwrap();
     let service = service.split("[Install]").next().unwrap();
     let mut settings = Settings::new();
     for (key, value) in service
@@ -122,12 +130,19 @@ fn the_units_are_whole_and_closed_enough() {
     if !is_systemd_here("the_units_are_whole_and_closed_enough") {
         return;
     }
-    let system = unit(&fs::read_to_string("scripts/systemd/xpool.service").unwrap());
-    analyze(system.path(), &["verify"]);
-    analyze(system.path(), &["security", "--offline=true", THRESHOLD]);
+    let system = unit(&written("xpool.service"), &written("xpool.socket"));
+    analyze(system.path(), &["verify"], &BOTH);
+    analyze(
+        system.path(),
+        &["security", "--offline=true", THRESHOLD],
+        &SERVICE,
+    );
     // No score: systemd counts what root might do, which a person's service cannot.
-    let user = unit(&fs::read_to_string("scripts/systemd/user/xpool.service").unwrap());
-    analyze(user.path(), &["--user", "verify"]);
+    let user = unit(
+        &written("user/xpool.service"),
+        &written("user/xpool.socket"),
+    );
+    analyze(user.path(), &["--user", "verify"], &BOTH);
 }
 
 #[test]
@@ -137,7 +152,8 @@ fn the_units_of_the_nixos_module_are_closed_enough() {
         return;
     }
     for service in ["xpool", "xpool-images"] {
-        let Some(settings) = of_the_module(service) else {
+        let attribute = format!("services.{service}.serviceConfig");
+        let Some(settings) = of_the_module(&attribute) else {
             return skip(test, "there is no Nix");
         };
         let line = |(key, value): (&String, &String)| format!("{key}={value}\n");
@@ -147,21 +163,23 @@ fn the_units_of_the_nixos_module_are_closed_enough() {
             .flat_map(|(key, values)| values.iter().map(move |value| (key, value)))
             .map(line)
             .collect();
-        let dir = unit(&format!("[Service]\nExecStart=xpool serve\n{lines}"));
-        analyze(dir.path(), &["verify"]);
-        analyze(dir.path(), &["security", "--offline=true", THRESHOLD]);
+        let unit_text = format!("[Service]\nExecStart=xpool serve\n{lines}");
+        let dir = unit(&unit_text, &written("xpool.socket"));
+        analyze(dir.path(), &["verify"], &SERVICE);
+        let security = ["security", "--offline=true", THRESHOLD];
+        analyze(dir.path(), &security, &SERVICE);
     }
 }
 
 #[test]
 fn the_unit_of_other_distributions_is_that_of_nixos() {
-    let Some(mut module) = of_the_module("xpool") else {
+    let Some(mut module) = of_the_module("services.xpool.serviceConfig") else {
         return skip(
             "the_unit_of_other_distributions_is_that_of_nixos",
             "there is no Nix",
         );
     };
-    let mut file = of_the_file("scripts/systemd/xpool.service");
+    let mut file = of_the_file("xpool.service", "[Service]");
     // Where the program is; a variable that NixOS has elsewhere; groups that the user is in.
     let apart = [
         (&mut module, ["ExecStart", "SupplementaryGroups"]),
@@ -175,6 +193,26 @@ fn the_unit_of_other_distributions_is_that_of_nixos() {
     let families = "RestrictAddressFamilies";
     let joined = module[families].join(" ");
     module.insert(families.to_owned(), vec![joined]);
+    assert_eq!(file, module);
+}
+
+#[test]
+fn the_socket_of_other_distributions_is_that_of_nixos() {
+    let Some(mut module) = of_the_module("sockets.xpool.socketConfig") else {
+        return skip(
+            "the_socket_of_other_distributions_is_that_of_nixos",
+            "there is no Nix",
+        );
+    };
+    let host = of_the_module("sockets.xpool").unwrap();
+    module.insert("ListenStream".to_owned(), host["listenStreams"].clone());
+    let mut file = of_the_file("xpool.socket", "[Socket]");
+    // Where `rm` is.
+    for settings in [&mut module, &mut file] {
+        let removed = settings.remove("ExecStopPost").unwrap().concat();
+        let files = removed.split_once("/bin/rm -f ").unwrap().1.to_owned();
+        settings.insert("removed".to_owned(), vec![files]);
+    }
     assert_eq!(file, module);
 }
 

@@ -29,8 +29,8 @@ pub(super) struct DownArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
-    let client = match context.connect().await {
-        Ok((client, _)) => client,
+    let (client, info) = match context.connect().await {
+        Ok(reached) => reached,
         Err(ControlError::NotRunning { .. }) => {
             let how = if args.now { Down::Now } else { Down::Drain };
             return end_leftovers(context, how).await;
@@ -52,6 +52,11 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
         })??;
     }
     progress.finish("Down", &what);
+    if args.system.is_none() && info.is_started_on_demand {
+        context.printer.say(
+            "It is started again when somebody comes; `systemctl stop xpool.socket` keeps it down.",
+        );
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod image;
 mod install;
 mod logs;
 mod machines;
+mod metrics;
 mod nix_version;
 mod nixos_image;
 mod problem;
@@ -127,6 +128,8 @@ enum Command {
     Machines(machines::MachinesArgs),
     /// Show what happens as it happens: sessions, builds, VMs
     Events(events::EventsArgs),
+    /// Print what the manager counts, as Prometheus reads it
+    Metrics,
     /// Show the last lines of a build, the console of a VM, or what the manager in the background says
     Logs(logs::LogsArgs),
     /// Run a shell or a command in a VM, to look around
@@ -264,6 +267,7 @@ impl Cli {
             Command::Why(args) => why::run(&context, &args).await,
             Command::Drain(args) => drain::run(&context, &args).await,
             Command::Events(args) => events::run(&context, &args).await,
+            Command::Metrics => metrics::run(&context).await,
             Command::Machines(args) => machines::run(&context, &args).await,
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Ssh(args) => return ssh::run(&context, args).await,

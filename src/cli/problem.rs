@@ -1,5 +1,6 @@
 //! What a failed command says and which code it ends with.
 
+use crate::activation::ActivationError;
 use crate::config::ConfigError;
 use crate::control::client::ControlError;
 use crate::image::build::CannotBuild;
@@ -9,7 +10,7 @@ use crate::nix::machines::UnfitPath;
 use crate::serve::{CannotListen, OwnKey};
 use crate::shell::client::{BROKEN, ShellError};
 use crate::simulate::trace::{self, TraceError};
-use crate::state::StateInUse;
+use crate::state::{SocketOfOther, StateInUse};
 use crate::vm::host::HostError;
 
 /// The request failed.
@@ -81,10 +82,19 @@ impl Problem {
                 let hint = "`xpool status` shows it, `xpool down` ends it; `--state-dir`, and `--config` with another port, run one beside it";
                 problem.hints.push(hint.to_owned());
             }
-            if cause.is::<CannotListen>() {
-                problem.hints.push(
-                    "set `listen` in section `[gateway]` of xpool.toml to a free port".to_owned(),
-                );
+            if let Some(error) = cause.downcast_ref::<CannotListen>() {
+                problem.hints.push(format!(
+                    "set `listen` in section `[{}]` of xpool.toml to a free port",
+                    error.section
+                ));
+            }
+            if cause.is::<SocketOfOther>() {
+                let hint = "systemd perhaps: `systemctl start xpool` has it start the manager, `systemctl stop xpool.socket` lets you start one";
+                problem.hints.push(hint.to_owned());
+            }
+            if cause.is::<ActivationError>() {
+                let hint = "see `ListenStream` in the unit of the socket, and `--state-dir` in that of the service";
+                problem.hints.push(hint.to_owned());
             }
         }
         problem

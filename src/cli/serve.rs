@@ -10,6 +10,7 @@ use tokio::net::unix::pipe::Receiver;
 use tracing::warn;
 
 use super::Context;
+use crate::activation::GivenSockets;
 use crate::nix::System;
 use crate::serve;
 use crate::shutdown::Shutdown;
@@ -54,7 +55,8 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     }
     let printer = context.printer;
     let next_steps = super::up::next_steps(context, System::Riscv64Linux).await?;
-    let served = serve::run(config, &context.paths, shutdown, move |info| {
+    let given = GivenSockets::take(&context.paths)?;
+    let served = serve::run(config, &context.paths, shutdown, given, move |info| {
         if background {
             printer.data(READY);
         } else {

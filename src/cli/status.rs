@@ -163,14 +163,7 @@ fn pool_row(system: &SystemStatus) -> [String; 8] {
 }
 
 fn vm_row(vm: &VmView) -> [String; 6] {
-    let state = match vm.state {
-        VmStage::Booting => "booting",
-        VmStage::Ready => "ready",
-        VmStage::Leased => "leased",
-        VmStage::Pinned => "pinned",
-        VmStage::Draining => "draining",
-        VmStage::Stopping => "stopping",
-    };
+    let state = vm.state.name();
     let state = if vm.paused {
         format!("{state}, paused")
     } else {

@@ -3,9 +3,10 @@
 use tempfile::TempDir;
 
 use super::*;
+use crate::activation::GivenSockets;
 use crate::config::Host;
-use crate::manager::status::{InputsWay, SystemStatus};
-use crate::pool::policy::{Reuse, Share};
+use crate::manager::status::{SystemStatus, example};
+use crate::shutdown::Shutdown;
 
 const HOST: Host = Host {
     cpus: 2,
@@ -26,31 +27,14 @@ fn installation(config: &str) -> (TempDir, Paths, Config) {
 
 fn files(paths: &Paths, config: &Config) -> ClientFiles {
     let keys = GatewayKeys::load_or_create(&paths.keys()).unwrap();
-    ClientFiles::write(config, paths, &keys).unwrap()
+    ClientFiles::write(config, paths, &keys, Handover::default()).unwrap()
 }
 
 fn pool(system: System, mode: Mode, max_vms: u32) -> SystemStatus {
     SystemStatus {
-        system,
         mode,
         max_vms,
-        up_limit: 64,
-        kept: 0,
-        reuse: Reuse::Never,
-        share: Share::Host,
-        warm: 0,
-        forecast: None,
-        inputs: InputsWay::Shared,
-        vms: Vec::new(),
-        sessions: Vec::new(),
-        figures: crate::pool::decision::Figures::default(),
-        decision: None,
-        start_failures: 0,
-        degraded: false,
-        start_failure: None,
-        retry_in_s: None,
-        shortage: None,
-        held: None,
+        ..example::pool(system)
     }
 }
 
@@ -135,6 +119,30 @@ async fn the_machines_follow_the_pools_to_the_end() {
     drop(changes);
     following.await.unwrap();
     assert_eq!(told(&paths, Form::default()), None);
+}
+
+#[tokio::test]
+async fn the_machines_stay_where_another_manager_comes() {
+    let (dir, paths, config) = installation("");
+    let shutdown = Shutdown::default();
+    let given = GivenSockets {
+        connect: Some(std::os::unix::net::UnixListener::bind(dir.path().join("sock")).unwrap()),
+        gateway: Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap()),
+        ..GivenSockets::default()
+    };
+    let keys = GatewayKeys::load_or_create(&paths.keys()).unwrap();
+    let handover = Handover::of(&given, &shutdown);
+    let files = ClientFiles::write(&config, &paths, &keys, handover).unwrap();
+    let (changes, receiver) = watch::channel(Status::default());
+    shutdown.drain.cancel();
+    let down = System::ALL.map(|system| pool(system, Mode::Draining, 8));
+    changes.send_replace(Status {
+        systems: down.to_vec(),
+        builds: Vec::new(),
+    });
+    drop(changes);
+    files.follow(receiver).await;
+    assert_eq!(told(&paths, Form::default()), Some((4, 4)));
 }
 
 #[test]

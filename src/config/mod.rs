@@ -36,6 +36,8 @@ use crate::pool::shape::Vcpus;
 pub struct Config {
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
     /// The group whose members may use the local transport, beside who runs the manager and root.
     pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
@@ -97,6 +99,10 @@ impl SystemConfig {
 /// The gateway's address where none is configured.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 31022);
+
+/// An address that metrics could be served at.
+const METRICS_EXAMPLE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 31023);
 
 /// What the machine has, as far as defaults depend on it.
 #[derive(Clone, Debug)]
@@ -217,10 +223,12 @@ impl Config {
             let merged = raw.pool_of(system);
             systems.insert(system, check::pool(&merged, profile, host, at)?);
         }
-        let listen = match &raw.gateway.listen {
-            Some(listen) => parse_listen(listen.get_ref())
-                .map_err(|message| error_at(listen.span(), message))?,
-            None => DEFAULT_LISTEN,
+        let listen = |given: &Option<toml::Spanned<String>>, such_as: SocketAddr| {
+            let parse = |listen: &toml::Spanned<String>| {
+                parse_listen(listen.get_ref(), such_as)
+                    .map_err(|message| error_at(listen.span(), message))
+            };
+            given.as_ref().map(parse).transpose()
         };
         let root = raw.store.root.as_ref().map(|root| {
             parse_root(root.get_ref())
@@ -241,7 +249,8 @@ impl Config {
                 .cloned()
         });
         Ok(Self {
-            listen,
+            listen: listen(&raw.gateway.listen, DEFAULT_LISTEN)?.unwrap_or(DEFAULT_LISTEN),
+            metrics: listen(&raw.metrics.listen, METRICS_EXAMPLE)?,
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
             trace: trace.transpose()?,
@@ -270,8 +279,8 @@ fn parse_root(given: &str) -> Result<Option<PathBuf>, String> {
     }
 }
 
-fn parse_listen(given: &str) -> Result<SocketAddr, String> {
-    let wrong = |why: &str| format!("`listen` is `{given}` but {why}, such as `{DEFAULT_LISTEN}`");
+fn parse_listen(given: &str, such_as: SocketAddr) -> Result<SocketAddr, String> {
+    let wrong = |why: &str| format!("`listen` is `{given}` but {why}, such as `{such_as}`");
     let (_, port) = given
         .rsplit_once(':')
         .ok_or_else(|| wrong("must be an address with a port"))?;

@@ -13,7 +13,8 @@ use crate::pool::policy::{Forecasting, Reuse, Share};
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub(super) struct RawConfig {
-    pub(super) gateway: RawGateway,
+    pub(super) gateway: RawListen,
+    pub(super) metrics: RawListen,
     pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
     pub(super) trace: RawTrace,
@@ -59,7 +60,7 @@ impl RawStore {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
-pub(super) struct RawGateway {
+pub(super) struct RawListen {
     pub(super) listen: Option<toml::Spanned<String>>,
 }
 

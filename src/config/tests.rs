@@ -104,6 +104,10 @@ fn values_out_of_range_are_named_with_their_line_and_their_range() {
         "xpool.toml:2: `listen` is `127.0.0.1:99999` but its port must be from 1 to 65535, such as `127.0.0.1:31022`"
     );
     assert_eq!(
+        refused("[metrics]\nlisten = \"31023\"\n"),
+        "xpool.toml:2: `listen` is `31023` but must be an address with a port, such as `127.0.0.1:31023`"
+    );
+    assert_eq!(
         refused("[pool]\nidle-timeout = \"soon\"\n"),
         "xpool.toml:2: `soon` is not a duration such as `90s`, `10m` or `1h 30m`"
     );

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use unix::unistd::Group;
 
 use super::server::{self, Allowed};
+use crate::activation::Handover;
 use crate::config::Config;
 use crate::manager::ManagerHandle;
 use crate::nix::System;
@@ -28,10 +29,14 @@ pub struct LocalTransport {
 }
 
 impl LocalTransport {
-    /// Takes its place in the state folder.
-    pub fn bind(config: &Config, paths: &Paths) -> Result<Self> {
+    /// Takes its place in the state folder, or that of the socket which was given.
+    pub fn bind(
+        config: &Config,
+        paths: &Paths,
+        given: Option<std::os::unix::net::UnixListener>,
+    ) -> Result<Self> {
         let group = config.local_group.as_deref().map(find_group).transpose()?;
-        let listener = state::listen(&paths.connect_socket())?;
+        let listener = state::listen_or_take(given, &paths.connect_socket())?;
         state::admit(paths, group)?;
         let owner = rustix::process::geteuid().as_raw();
         let allowed = Allowed { owner, group };
@@ -43,6 +48,7 @@ impl LocalTransport {
         self,
         slots: BTreeMap<String, System>,
         manager: ManagerHandle,
+        handover: Handover,
         stop: CancellationToken,
     ) {
         let desk = manager.desk().clone();
@@ -54,7 +60,16 @@ impl LocalTransport {
             });
         };
         let seat_gone = Arc::new(seat_gone);
-        server::serve(self.listener, self.allowed, slots, desk, seat_gone, stop).await;
+        server::serve(
+            self.listener,
+            self.allowed,
+            slots,
+            desk,
+            seat_gone,
+            handover,
+            stop,
+        )
+        .await;
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::hook::Hook;
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
+use crate::activation::Handover;
 use crate::manager::ticket::{
     Grant, InputsOnTheirWay, SessionDesk, SessionReport, SessionRequest, SessionTicket,
     SessionUpdate, Share,
@@ -64,6 +65,7 @@ struct Shared {
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
     seat_gone: Arc<SeatGone>,
+    handover: Handover,
 }
 
 impl Shared {
@@ -79,13 +81,15 @@ impl Shared {
     }
 }
 
-/// Serves helpers until `stop` is cancelled. Sessions that run then go on; their helpers have all that they need.
+/// Serves helpers until `stop` is cancelled, or a handover has begun. Sessions that run then go on; their helpers have all that
+/// they need.
 pub async fn serve(
     listener: UnixListener,
     allowed: Allowed,
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
     seat_gone: Arc<SeatGone>,
+    handover: Handover,
     stop: CancellationToken,
 ) {
     let shared = Arc::new(Shared {
@@ -93,6 +97,7 @@ pub async fn serve(
         slots,
         desk,
         seat_gone,
+        handover,
     });
     let room = Arc::new(Semaphore::new(MOST_HELPERS));
     let helpers = TaskTracker::new();
@@ -109,6 +114,7 @@ pub async fn serve(
     };
     tokio::select! {
         () = stop.cancelled() => {}
+        () = shared.handover.begun() => {}
         () = accept => {}
     }
 }
@@ -158,10 +164,13 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let (key, seat) = (request.key.clone(), request.seat.clone());
     let ticket = match shared.desk.open(request).await {
         Ok(ticket) => ticket,
+        // It looks for the next manager.
+        Err(_) if shared.handover.has_begun() => return Ok(()),
         Err(gone) => return writer.send(&ToHelper::Rejected(gone.to_string())).await,
     };
     ticket.set_unfetched(unfetched);
-    let served = Session::new(ticket, writer).run(&mut reader).await;
+    let session = Session::new(ticket, writer, shared.handover.clone());
+    let served = session.run(&mut reader).await;
     if let Some(hook) = hook {
         // What it left is kept until its lease ends, or nobody can come for it any more.
         let seat_gone = shared.seat_gone.clone();
@@ -181,15 +190,17 @@ struct Session {
     hop: Option<Hop>,
     /// What is on its way to the guest, until it is there.
     inputs: Option<InputsOnTheirWay>,
+    handover: Handover,
 }
 
 impl Session {
-    fn new(ticket: SessionTicket, writer: Writer) -> Self {
+    fn new(ticket: SessionTicket, writer: Writer, handover: Handover) -> Self {
         Self {
             ticket,
             writer,
             hop: None,
             inputs: None,
+            handover,
         }
     }
 
@@ -198,6 +209,8 @@ impl Session {
         loop {
             tokio::select! {
                 update = self.ticket.next() => match update {
+                    // It is not to hear that this manager ends: its helper looks for the next one.
+                    Some(SessionUpdate::Rejected(_)) if self.handover.has_begun() => return Ok(()),
                     Some(update) => self.update(update).await?,
                     // A helper that has a VM goes on without a manager; one that waits looks for another manager.
                     None => return Ok(()),

@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::helper::Connection;
 use super::server::{self, Allowed};
+use crate::activation::{GivenSockets, Handover};
 use crate::manager::ticket::{
     BuildLimits, First, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionReport,
     SessionRequest, SessionUpdate, Share,
@@ -21,6 +22,7 @@ use crate::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress,
 use crate::nix::stderr;
 use crate::nix::wire::{Version, put_number, put_string};
 use crate::session::{self, Outcome};
+use crate::shutdown::Shutdown;
 use crate::vm::Hop;
 
 const SLOT: &str = "riscv64-00";
@@ -42,6 +44,10 @@ struct Server {
 
 impl Server {
     fn start(folder: &TempDir, allowed: Allowed) -> Self {
+        Self::start_with(folder, allowed, Handover::default())
+    }
+
+    fn start_with(folder: &TempDir, allowed: Allowed, handover: Handover) -> Self {
         let listener = crate::state::listen(&folder.path().join("sock")).unwrap();
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
@@ -52,6 +58,7 @@ impl Server {
             slots,
             desk,
             Arc::new(|_, _, _| {}),
+            handover,
             stop.clone(),
         );
         Self {
@@ -248,6 +255,38 @@ async fn a_session_that_waits_is_taken_on_by_the_next_manager() {
     while !heard.ends_with(&error) {
         within(nix.stream.read_buf(&mut heard)).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_session_that_waits_is_left_to_the_next_manager_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = Shutdown::default();
+    let given = GivenSockets {
+        connect: Some(std::os::unix::net::UnixListener::bind(folder.path().join("given")).unwrap()),
+        gateway: Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap()),
+        ..GivenSockets::default()
+    };
+    let handover = Handover::of(&given, &shutdown);
+    let mut server = Server::start_with(&folder, owner(), handover);
+    let mut nix = Nix::start(&folder, SLOT).await;
+    nix.stream.write_all(&fetch()).await.unwrap();
+    let session = server.session().await;
+    shutdown.drain.cancel();
+    // It lets nobody in any more, and those who have no VM yet hear nothing of its end.
+    within(server.running).await.unwrap();
+    let down = SessionUpdate::Rejected("the pool is going down".to_owned());
+    session.updates.send(down).await.unwrap();
+    let mut server = Server::start(&folder, owner());
+    let session = server.session().await;
+    let mut guest = grant(&session).await;
+    let error = stderr::error(V, "no such path");
+    guest.write_all(&error).await.unwrap();
+    let mut heard = Vec::new();
+    while !heard.ends_with(&error) {
+        within(nix.stream.read_buf(&mut heard)).await.unwrap();
+    }
+    let heard = String::from_utf8_lossy(&heard);
+    assert!(!heard.contains("going down"), "{heard}");
 }
 
 #[tokio::test]

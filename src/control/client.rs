@@ -79,6 +79,12 @@ impl Client {
         self.get("/v1/status").await
     }
 
+    /// The status of this moment in numbers, as Prometheus reads them.
+    pub async fn metrics(&self) -> Result<String, ControlError> {
+        let body = self.body("/metrics").await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// Asks for VMs.
     pub async fn up(&self, up: &Up) -> Result<(), ControlError> {
         self.post("/v1/up", up).await
@@ -114,14 +120,14 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ControlError> {
-        let answer = self.send(Method::GET, path, Bytes::new()).await?;
-        let body = answer
-            .into_body()
-            .collect()
-            .await
-            .map_err(ControlError::Lost)?
-            .to_bytes();
+        let body = self.body(path).await?;
         serde_json::from_slice(&body).map_err(ControlError::Version)
+    }
+
+    async fn body(&self, path: &str) -> Result<Bytes, ControlError> {
+        let answer = self.send(Method::GET, path, Bytes::new()).await?;
+        let body = answer.into_body().collect().await;
+        Ok(body.map_err(ControlError::Lost)?.to_bytes())
     }
 
     async fn post(&self, path: &str, wish: &impl Serialize) -> Result<(), ControlError> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `GET /v1/info` | [`Info`] |
 //! | `GET /v1/status` | [`Status`](crate::manager::status::Status) of this moment |
+//! | `GET /metrics` | the same in numbers, as Prometheus reads them |
 //! | `GET /v1/watch` | the status at each change, one JSON object a line, until the caller goes |
 //! | `GET /v1/events` | a [`PoolEvent`](crate::manager::events::PoolEvent) a line from now on, until the caller goes |
 //! | `POST /v1/up` with [`Up`] | when the wish is noted |
@@ -30,6 +31,9 @@ pub struct Info {
     pub pid: u32,
     /// Where its gateway listens.
     pub gateway: SocketAddr,
+    /// Whether a service manager starts it again when somebody comes.
+    #[serde(default)]
+    pub is_started_on_demand: bool,
 }
 
 /// A wish for VMs.

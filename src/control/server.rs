@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
@@ -18,6 +19,7 @@ use crate::manager::memory;
 use crate::manager::status::Status;
 use crate::manager::ticket::ManagerGone;
 use crate::manager::{Downed, ManagerHandle};
+use crate::metrics;
 use crate::nix::System;
 use crate::pool::Down;
 use crate::shutdown::Shutdown;
@@ -49,6 +51,7 @@ pub async fn serve(
             get(async |State(api): State<Arc<Api>>| Json(api.info.clone())),
         )
         .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/v1/watch", get(watch))
         .route("/v1/events", get(events))
         .route("/v1/up", post(up))
@@ -69,6 +72,10 @@ async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, Failure> {
     });
     let failed = |error: JoinError| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     Ok(Json(measured.await.map_err(failed)?))
+}
+
+async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
+    metrics::server::answer(State(api.manager.clone())).await
 }
 
 async fn watch(State(api): State<Arc<Api>>) -> Body {

@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::activation::Handover;
 use crate::manager::ticket::{SessionDesk, Share};
 use crate::nix::System;
 use crate::nix::handshake::Promise;
@@ -159,11 +160,13 @@ struct Shared {
     desk: SessionDesk,
 }
 
-/// Serves clients until `stop` is cancelled; then takes no more, and returns when the last one has gone or was cut.
+/// Serves clients until `stop` is cancelled; then takes no more, and returns when the last one has gone or was cut. Where there
+/// will be another manager, it takes no more from the handover on.
 pub async fn serve(
     listener: TcpListener,
     config: GatewayConfig,
     desk: SessionDesk,
+    handover: Handover,
     stop: CancellationToken,
 ) -> Result<(), GatewayError> {
     if config.clients.is_empty() {
@@ -182,9 +185,11 @@ pub async fn serve(
     let cut = CancellationToken::new();
     tokio::select! {
         () = stop.cancelled() => {}
+        () = handover.begun() => {}
         () = accept_forever(&listener, &shared, &connections, &cut) => {}
     }
     drop(listener);
+    stop.cancelled().await;
     connections.close();
     if tokio::time::timeout(closing_grace, connections.wait())
         .await

@@ -15,6 +15,7 @@ use crate::vm::VmBackend;
 
 impl<B: VmBackend> ManagedSystem<B> {
     pub(super) fn boot(&mut self, now: Instant, id: VmId, shape: Shape) {
+        self.counters.vm_starts += 1;
         let name = self.vm_name(id);
         info!(
             vm = name,

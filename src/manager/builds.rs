@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::counters::BuildCounters;
 use super::events::{Events, Happening, wall_clock};
 use super::report::{BuildBegan, BuildEnded, BuildProgress, SessionReport};
 use super::session::ManagedSession;
@@ -29,6 +30,7 @@ pub(super) struct Builds {
     running: BTreeMap<SessionId, BuildView>,
     /// The oldest first.
     ended: VecDeque<BuildView>,
+    counters: BuildCounters,
 }
 
 impl Builds {
@@ -39,12 +41,18 @@ impl Builds {
             events,
             running: BTreeMap::new(),
             ended: VecDeque::new(),
+            counters: BuildCounters::default(),
         }
     }
 
     /// Where they are told of.
     pub(super) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// All that have ended, in numbers.
+    pub(super) fn counters(&self) -> &BuildCounters {
+        &self.counters
     }
 
     /// All that are remembered, the oldest begin first.
@@ -135,6 +143,7 @@ impl Builds {
             cpu,
             ..build
         };
+        self.counters.note(&build);
         self.events.tell(|| Happening::BuildEnded(build.clone()));
         if self.ended.len() == MAX_ENDED {
             self.ended.pop_front();

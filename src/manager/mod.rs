@@ -5,6 +5,7 @@
 
 mod boot;
 mod builds;
+pub mod counters;
 pub mod events;
 pub mod forecast;
 mod handle;

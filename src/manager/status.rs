@@ -1,9 +1,13 @@
 //! What the manager shows of itself: pools, VMs, sessions.
 
+#[cfg(test)]
+pub(crate) mod example;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::counters::Counters;
 use super::report::BuildProgress;
 use crate::forecast::ForecastStatus;
 use crate::nix::System;
@@ -132,6 +136,9 @@ pub struct SystemStatus {
     /// What keeps a VM that is wanted from being started, whatever it is.
     #[serde(default)]
     pub held: Option<Hold>,
+    /// What has happened since the manager began.
+    #[serde(default)]
+    pub counters: Counters,
 }
 
 /// One VM.

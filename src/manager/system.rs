@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::builds::Builds;
+use super::counters::Counters;
 use super::events::{Events, Happening};
 use super::forecast::SystemForecast;
 use super::session::{ManagedSession, watch_session};
@@ -36,6 +37,8 @@ pub(super) struct ManagedSystem<B> {
     pub(super) events: Events,
     pub(super) vms: BTreeMap<VmId, ManagedVm>,
     pub(super) sessions: BTreeMap<SessionId, ManagedSession>,
+    /// What is counted here; `builds` counts its own.
+    pub(super) counters: Counters,
     /// Whether memory held a VM back when it was last looked at.
     pub(super) is_short: bool,
     /// Where it is told what sessions have had built, if somebody wants to know.
@@ -81,6 +84,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             builds,
             vms,
             sessions,
+            counters: Counters::default(),
             is_short: false,
             worked: None,
             is_degraded: false,
@@ -168,6 +172,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             building: Vec::new(),
             inputs: None,
         };
+        self.counters.sessions += 1;
         let claim = session.claim();
         if claim.purpose == Purpose::Build && claim.share == self.share {
             // VMs that are kept ready are of this kind.
@@ -231,6 +236,8 @@ impl<B: VmBackend> ManagedSystem<B> {
                     (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
                     session.granted = Some(now);
+                    let waited = now.saturating_duration_since(session.opened);
+                    self.counters.waits.add(waited);
                     let taker = inputs.filter(|_| !session.fetch_only);
                     let inputs = session.look_up.take().zip(taker);
                     session.tell(SessionUpdate::Granted(Grant {
@@ -251,6 +258,8 @@ impl<B: VmBackend> ManagedSystem<B> {
                     shared = view.shared,
                     "inputs"
                 );
+                self.counters.inputs_asked += view.asked as u64;
+                self.counters.inputs_shared += view.shared as u64;
                 if let Some(session) = self.sessions.get_mut(&session) {
                     session.inputs = Some(view);
                 }
@@ -277,7 +286,9 @@ impl<B: VmBackend> ManagedSystem<B> {
 
     fn vm_ready(&mut self, now: Instant, id: VmId, pid: Option<u32>) {
         if let Some(vm) = self.vms.get_mut(&id) {
-            let boot = now.saturating_duration_since(vm.started).as_millis();
+            let boot = now.saturating_duration_since(vm.started);
+            self.counters.starts.add(boot);
+            let boot = boot.as_millis();
             info!(vm = vm.name, boot_ms = boot, "VM ready");
             self.events.tell(|| Happening::VmReady {
                 vm: vm.name.clone(),
@@ -307,7 +318,10 @@ impl<B: VmBackend> ManagedSystem<B> {
         };
         match exit {
             Exit::Stopped => info!(vm = vm.name, "VM stopped"),
-            Exit::Failed { .. } => warn!(vm = vm.name, cause, "VM ended by itself"),
+            Exit::Failed { .. } => {
+                self.counters.vm_failures += 1;
+                warn!(vm = vm.name, cause, "VM ended by itself");
+            }
         }
         self.events.tell(|| Happening::VmEnded {
             vm: vm.name.clone(),

@@ -23,6 +23,7 @@ impl<B: VmBackend> ManagedSystem<B> {
         let Some(session) = self.sessions.remove(&id) else {
             return;
         };
+        self.counters.sessions_rejected += 1;
         warn!(session = id.0, %reason, "session rejected");
         self.tell_closed(id);
         session.tell(SessionUpdate::Rejected(self.rejection(reason)));

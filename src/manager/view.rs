@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::counters::Counters;
 use super::forecast::SystemForecast;
 use super::session::ManagedSession;
 use super::status::{InputsWay, SessionView, SystemStatus, VmView};
@@ -48,6 +49,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             retry_in_s: pool.retry_in_s,
             shortage: pool.shortage,
             held: pool.held,
+            counters: Counters {
+                builds: self.builds.counters().clone(),
+                ..self.counters.clone()
+            },
         }
     }
 

@@ -85,6 +85,7 @@ fn rough(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::example::vm;
     use super::*;
     use crate::pool::Mode;
     use crate::pool::budget::Shortage;
@@ -117,24 +118,6 @@ mod tests {
             retry_in_s: None,
             shortage: None,
             held: None,
-        }
-    }
-
-    fn vm(name: &str, state: VmStage) -> VmView {
-        VmView {
-            name: name.to_owned(),
-            share: HOST,
-            vcpus: 1,
-            state,
-            stage: "waiting for the guest agent".to_owned(),
-            age_s: 0,
-            boot_ms: None,
-            idle_s: None,
-            sessions: 0,
-            paused: false,
-            pid: None,
-            memory_mib: None,
-            console_log: "log".into(),
         }
     }
 

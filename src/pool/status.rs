@@ -98,6 +98,30 @@ pub enum VmStage {
     Stopping,
 }
 
+impl VmStage {
+    /// Every one there is, in the order of a life.
+    pub const ALL: [Self; 6] = [
+        Self::Booting,
+        Self::Ready,
+        Self::Leased,
+        Self::Pinned,
+        Self::Draining,
+        Self::Stopping,
+    ];
+
+    /// Its name, as it is shown to people and other programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Leased => "leased",
+            Self::Pinned => "pinned",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 impl Pool {
     /// The pool at the moment `now`.
     pub fn status(&self, now: Instant) -> PoolStatus {

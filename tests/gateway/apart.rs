@@ -12,6 +12,7 @@ use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
+use xpool::activation::Handover;
 use xpool::control::{self, Info};
 use xpool::manager::{Manager, VmFactory};
 use xpool::nix::System;
@@ -135,10 +136,17 @@ async fn a_gateway_apart_serves_fake_vms() {
         version: "test".to_owned(),
         pid: std::process::id(),
         gateway: listener.local_addr().unwrap(),
+        is_started_on_demand: false,
     };
     let (shutdown, end) = (Shutdown::default(), CancellationToken::new());
     let desk = handle.desk().clone();
-    tokio::spawn(xpool::gateway::serve(listener, config, desk, end.clone()));
+    tokio::spawn(xpool::gateway::serve(
+        listener,
+        config,
+        desk,
+        Handover::default(),
+        end.clone(),
+    ));
     let socket = UnixListener::bind(control_socket(&folder)).unwrap();
     let control = control::server::serve(socket, info, handle, shutdown.clone(), end);
     tokio::spawn(control);

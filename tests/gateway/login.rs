@@ -7,6 +7,7 @@ use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use xpool::activation::Handover;
 use xpool::config::keys::KEY_KINDS;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{GatewayConfig, GatewayError, Limits};
@@ -174,7 +175,14 @@ async fn a_gateway_that_nobody_could_use_does_not_start() {
     let start = async |config| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (desk, _sessions) = SessionDesk::channel();
-        xpool::gateway::serve(listener, config, desk, CancellationToken::new()).await
+        xpool::gateway::serve(
+            listener,
+            config,
+            desk,
+            Handover::default(),
+            CancellationToken::new(),
+        )
+        .await
     };
     assert_eq!(start(config.clone()).await, Err(GatewayError::NoClients));
     let clients = vec![client("local", &keys, Share::Host)];

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::trusting::AnyServer;
+use xpool::activation::Handover;
 use xpool::gateway::keys::GatewayKeys;
 use xpool::gateway::{Client, GatewayConfig, GatewayError, Limits, Slot};
 use xpool::manager::ticket::{
@@ -75,7 +76,13 @@ impl Rig {
         let keys = keys_in(folder.path());
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
-        let ended = tokio::spawn(xpool::gateway::serve(listener, config, desk, stop.clone()));
+        let ended = tokio::spawn(xpool::gateway::serve(
+            listener,
+            config,
+            desk,
+            Handover::default(),
+            stop.clone(),
+        ));
         Self {
             port,
             keys,

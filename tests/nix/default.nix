@@ -30,7 +30,7 @@ let
     inherit (config.nix.settings) builders;
     ssh = config.programs.ssh.extraConfig;
     inherit (config.users) groups users;
-    inherit (config.systemd) services;
+    inherit (config.systemd) services sockets;
   };
 
   guest =
@@ -53,7 +53,7 @@ in
       in
       {
         inherit (config.nix) distributedBuilds;
-        inherit (config.systemd) services;
+        inherit (config.systemd) services sockets;
         inherit (config.users) users;
       };
     plain = told (enabled { });
@@ -73,6 +73,7 @@ in
       };
       systems.riscv64-linux.vcpus = 1;
       limits.memory-mib = 8192;
+      metrics.enable = true;
       settings.pool.max-vms = 6;
       settings.keys.alice.public-key = "ssh-ed25519 AAAA alice";
     });
@@ -107,6 +108,7 @@ in
     wrong-system = (enabled { systems.x86_64-linux.max-vms = 1; }).services.xpool.systems;
     wrong-listen = (enabled { settings.gateway.listen = "localhost"; }).services.xpool.settings;
     wrong-toml = (enabled { settings.pool.max-vms = null; }).services.xpool.settings;
+    wrong-metrics = (enabled { metrics.listen = "31023"; }).services.xpool.metrics;
     wrong-image = (enabled { images.riscv64-linux = "nixos"; }).services.xpool.images;
     two-values =
       (nixos "riscv64-linux" [

@@ -48,7 +48,7 @@ in
 
     # system/boot/stage-2.nix. `boot.readOnlyNixStore`, which older ones have as well, is gone from newer ones.
     boot.nixStoreMountOpts = mkOption { type = types.listOf types.nonEmptyStr; };
-    # system/boot/loader/grub/grub.nix, not looked up
+    # system/boot/loader/grub/grub.nix
     boot.loader.grub.enable = bool;
     # system/boot/kernel.nix. Newer ones take a set beside the list for modules, and strings of one word for parameters.
     boot.kernelParams = mkOption {
@@ -110,7 +110,7 @@ in
       type = types.strMatching "^$|^[[:alnum:]]([[:alnum:]_-]{0,61}[[:alnum:]])?$";
     };
     networking.useDHCP = bool;
-    # services/networking/firewall.nix, not looked up
+    # services/networking/firewall.nix
     networking.firewall.enable = bool;
 
     # services/system/nix-daemon.nix
@@ -191,7 +191,7 @@ in
     # system/activation/top-level.nix
     system.boot.loader.kernelFile = str;
     system.boot.loader.initrdFile = str;
-    # misc/version.nix, not looked up
+    # misc/version.nix
     system.stateVersion = str;
     # system/activation/switchable-system.nix
     system.switch.enable = bool;
@@ -210,6 +210,11 @@ in
       };
       after = strings;
       before = strings;
+      notSocketActivated = mkOption {
+        type = types.bool;
+        default = false;
+      };
+      requires = strings;
       wantedBy = strings;
       wants = strings;
       environment = mkOption {
@@ -235,6 +240,16 @@ in
       script = lines;
       serviceConfig = section;
       unitConfig = section;
+    };
+    # nixos/lib/systemd-unit-options.nix
+    systemd.sockets = setOf {
+      description = mkOption {
+        type = types.str;
+        default = "";
+      };
+      listenStreams = strings;
+      socketConfig = section;
+      wantedBy = strings;
     };
     # system/boot/networkd.nix
     systemd.network.enable = bool;

@@ -2,34 +2,12 @@
 
 use super::super::builds::tests::build;
 use super::*;
-use crate::manager::status::BuildOutcome;
+use crate::manager::status::{BuildOutcome, example};
 use crate::nix::System;
 use crate::pool::budget::Shortage;
-use crate::pool::policy::Reuse;
 
 pub(in super::super) fn pool() -> SystemStatus {
-    SystemStatus {
-        system: System::Riscv64Linux,
-        mode: Mode::Open,
-        max_vms: 1,
-        up_limit: 1,
-        kept: 0,
-        reuse: Reuse::Never,
-        share: Share::Host,
-        warm: 0,
-        forecast: None,
-        inputs: InputsWay::Shared,
-        vms: Vec::new(),
-        sessions: Vec::new(),
-        figures: crate::pool::decision::Figures::default(),
-        decision: None,
-        start_failures: 0,
-        degraded: false,
-        start_failure: None,
-        retry_in_s: None,
-        shortage: None,
-        held: None,
-    }
+    example::pool(System::Riscv64Linux)
 }
 
 #[test]
@@ -76,6 +54,7 @@ fn info() -> Info {
         version: "0.1.0".to_owned(),
         pid: 42,
         gateway: "127.0.0.1:31022".parse().unwrap(),
+        is_started_on_demand: false,
     }
 }
 
