@@ -43,9 +43,10 @@ outside() {
 }
 
 end() {
-    kill -KILL "$machine" "$asked" 2>/dev/null || true
+    # PID 1 itself, since its parent waits for it. Without one it would be left to whoever adopts it, and may not wait.
+    ! kill -0 "$machine" 2>/dev/null || kill -KILL "$(cat pid 2>/dev/null || echo "$machine")" || true
+    kill -KILL "$asked" 2>/dev/null || true
     wait "$machine" "$asked" 2>/dev/null || true
-    # PID 1 is no child of this process's, and has its own children to wait for.
     local tries
     for ((tries = 0; tries < 200; tries++)); do
         ! grep -qx 'populated 0' "$group/cgroup.events" || break
