@@ -352,11 +352,12 @@ in
         OOMPolicy = "continue";
         LimitNOFILE = 65536;
         RestrictSUIDSGID = true;
-        # Giving the socket to the group takes chown.
+        # Giving the socket to the group takes chown, and QEMU has a filter of its own to put on.
         SystemCallFilter = [
           "@system-service"
           "~@privileged"
           "@chown"
+          "seccomp"
         ];
         SystemCallErrorNumber = "EPERM";
       };

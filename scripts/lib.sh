@@ -170,13 +170,15 @@ build_xpool() {
     export PATH="$root/target/release:$PATH"
 }
 
-# cargo-deny, shellcheck, and what tests/guest runs the guest's script with, for scripts/check.sh.
+# cargo-deny, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at units and runs them,
+# for scripts/check.sh.
 install_check_tools() {
     if has_apt; then
         have shellcheck || install_packages shellcheck
         # As the portable guest has it; without it, those tests count as skipped.
         have busybox || install_packages busybox-static
         have socat || install_packages socat
+        have systemd-analyze || install_packages systemd
     fi
     need_commands "shellcheck shellcheck"
     export PATH="$root/target/tools/bin:$PATH"

@@ -8,6 +8,7 @@
 )]
 
 pub mod inputs;
+pub mod machine;
 pub mod matrix;
 pub mod namespace;
 pub mod nix;
