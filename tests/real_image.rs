@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use common::{Installation, ended, signal};
@@ -59,6 +60,21 @@ fn a_build_that_is_interrupted_leaves_nothing() {
 #[test]
 fn a_build_that_is_terminated_leaves_nothing() {
     interrupted_by(Signal::TERM);
+}
+
+#[test]
+fn a_mirror_that_does_not_answer_is_named() {
+    let installation = Installation::new("");
+    // A port that nobody listens on: whoever had it has closed it.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let mirror = format!("http://{}/debian", nobody.unwrap());
+    let mut command = installation.command(&["image", "build", "riscv64"]);
+    command.env("XPOOL_DEBIAN_MIRROR", &mirror);
+    let said = installation.said(command.output().unwrap());
+    assert_eq!(said.code, Some(69), "{}", said.stderr);
+    let complaint = format!("; the tools said:\nE: Failed to fetch {mirror}/dists/");
+    assert!(said.stderr.contains(&complaint), "{}", said.stderr);
+    assert_eq!(contents(&installation), [""; 0]);
 }
 
 #[test]

@@ -33,7 +33,7 @@ unpack() {
     mmdebstrap --mode=chrootless --variant=extract --format=directory --skip=check/chrootless \
         --architectures="$arch" --components=main --keyring="$keyring" --include="$packages" \
         --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' \
-        "$@" "$suite" "$root" ${XPOOL_DEBIAN_MIRROR:+"$XPOOL_DEBIAN_MIRROR"} 2> >(tee "$log" >&2)
+        "$@" "$suite" "$root" ${XPOOL_DEBIAN_MIRROR:+"$XPOOL_DEBIAN_MIRROR"} 2>&1 | tee "$log"
 }
 
 unpack_or_explain() {

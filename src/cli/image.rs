@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::nixos_image::{self, Recipe};
 use super::{Context, parse_system};
 use crate::image::manifest::{ImageKind, Manifest};
+use crate::image::script::Told;
 use crate::image::store::{ImageError, ImageStore};
 use crate::image::{Image, build};
 use crate::nix::System;
@@ -152,7 +153,7 @@ pub(super) async fn check(context: &Context, system: System) -> Result<Image, Im
     Ok(image)
 }
 
-/// Makes an image, with progress; cancelling ends it with nothing left behind.
+/// Makes an image, with progress, and with all that the tools say if more is to be said; cancelling ends it with nothing left behind.
 pub(super) async fn make(
     context: &Context,
     system: System,
@@ -160,8 +161,12 @@ pub(super) async fn make(
 ) -> Result<Image> {
     let progress = Progress::new(context.printer, "Building", &format!("image {system}"));
     let log = context.paths.image_build_log(system);
-    let step = |step: &str| progress.step(step);
-    let image = build::build(&store(context), system, &log, &step, cancel)
+    let listener = |told: Told<'_>| match told {
+        Told::Step(step) => progress.step(step),
+        Told::Line(line) if context.verbose > 0 => progress.line(line),
+        Told::Line(_) => {}
+    };
+    let image = build::build(&store(context), system, &log, &listener, cancel)
         .await
         .with_context(|| format!("building the image for {system}"))?;
     progress.finish(

@@ -3,7 +3,7 @@
 use crate::activation::ActivationError;
 use crate::config::ConfigError;
 use crate::control::client::ControlError;
-use crate::image::build::CannotBuild;
+use crate::image::script::CannotBuild;
 use crate::image::store::ImageError;
 use crate::install::{DamagedBlock, MadeElsewhere, NotIncluded};
 use crate::nix::machines::UnfitPath;

@@ -2,18 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::manifest::{CONTRACT, ImageFile, ImageKind, Manifest};
+use super::script::{self, CannotBuild, Listener, Told};
 use super::store::ImageStore;
 use super::{Image, digest};
 use crate::nix::System;
@@ -48,61 +44,30 @@ const SOURCES: [(&str, &str); 8] = [
     ),
 ];
 
-/// How long the script may take to tidy up after it was told to end.
-const TIDY_UP: Duration = Duration::from_secs(20);
-
-/// The script says that something it needs is not there (`EX_UNAVAILABLE` of sysexits.h).
-const EX_UNAVAILABLE: i32 = 69;
-
 /// Bytes of disk space that a build needs at its peak: unpacked packages, their archives, the raw disk, the result.
 const SPACE: u64 = 2 << 30;
 
-/// The machine lacks something that building an image needs.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct CannotBuild {
-    /// What it lacks.
-    pub text: String,
-    /// What to do about it.
-    pub hints: Vec<String>,
-}
-
-impl CannotBuild {
-    /// Takes what the script said: lines that begin with `error: ` and `hint: `.
-    fn from_script(said: &str) -> Self {
-        let lines = |prefix: &'static str| {
-            said.lines()
-                .filter_map(move |line| line.strip_prefix(prefix))
-        };
-        let text = lines("error: ").collect::<Vec<_>>().join("\n");
-        Self {
-            text,
-            hints: lines("hint: ").map(str::to_owned).collect(),
-        }
-    }
-}
-
-/// Builds the portable image for a system and makes it the one in use. `progress` is told each step; what the tools say
-/// goes to `log`. Ends, with nothing left behind, when `cancel` is cancelled.
+/// Builds the portable image for a system and makes it the one in use. `listener` is told each step and what the tools say,
+/// which also goes to `log`. Ends, with nothing left behind, when `cancel` is cancelled.
 pub async fn build(
     store: &ImageStore,
     system: System,
     log: &Path,
-    progress: &(dyn Fn(&str) + Send + Sync),
+    listener: &Listener<'_>,
     cancel: &CancellationToken,
 ) -> Result<Image> {
     let root = store.root();
     std::fs::create_dir_all(root).with_context(|| format!("creating `{}`", root.display()))?;
     check_space(root)?;
-    let _lock = lock(root, system, progress, cancel).await?;
+    let _lock = lock(root, system, listener, cancel).await?;
     let work = work_folder(root, system)?;
     let script = write_sources(&work.path().join("images"))?;
     let (out, scratch) = (work.path().join("out"), work.path().join("tmp"));
     for dir in [&out, &scratch] {
         std::fs::create_dir(dir).with_context(|| format!("creating `{}`", dir.display()))?;
     }
-    run_script(&script, system, &out, &scratch, log, progress, cancel).await?;
-    progress("computing digests");
+    script::run(&script, system, &out, &scratch, log, listener, cancel).await?;
+    listener(Told::Step("computing digests"));
     let manifest = {
         let out = out.clone();
         tokio::task::spawn_blocking(move || make_manifest(&out, system)).await??
@@ -130,14 +95,14 @@ fn check_space(root: &Path) -> Result<()> {
 async fn lock(
     root: &Path,
     system: System,
-    progress: &(dyn Fn(&str) + Send + Sync),
+    listener: &Listener<'_>,
     cancel: &CancellationToken,
 ) -> Result<std::fs::File> {
     let (path, file) = open_lock(root, system)?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
         return Ok(file);
     }
-    progress("waiting for another build of this image");
+    listener(Told::Step("waiting for another build of this image"));
     // The other build has deadlines of its own; this wait ends with it or when the caller gives up.
     let waiting = tokio::task::spawn_blocking(move || {
         rustix::fs::flock(&file, FlockOperation::LockExclusive).map(|()| file)
@@ -214,85 +179,6 @@ fn write_sources(dir: &Path) -> Result<PathBuf> {
     Ok(dir.join("portable/build.sh"))
 }
 
-async fn run_script(
-    script: &Path,
-    system: System,
-    out: &Path,
-    scratch: &Path,
-    log: &Path,
-    progress: &(dyn Fn(&str) + Send + Sync),
-    cancel: &CancellationToken,
-) -> Result<()> {
-    if let Some(parent) = log.parent() {
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("creating `{}`", parent.display()))?;
-    }
-    let log_file =
-        std::fs::File::create(log).with_context(|| format!("creating `{}`", log.display()))?;
-    let mut child = Command::new("bash")
-        .arg(script)
-        .arg(system.name())
-        .arg(out)
-        .env("XPOOL_BUILD_TMP", scratch)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log_file)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .context("starting bash")?;
-    let stdout = child.stdout.take().context("the script's output")?;
-    let mut lines = BufReader::new(stdout).lines();
-    loop {
-        tokio::select! {
-            line = lines.next_line() => match line? {
-                Some(line) => if let Some(step) = line.strip_prefix("step: ") {
-                    progress(step);
-                },
-                None => break,
-            },
-            () = cancel.cancelled() => {
-                end(&mut child).await?;
-                bail!("interrupted; nothing was left behind");
-            }
-        }
-    }
-    let status = child.wait().await?;
-    if status.success() {
-        return Ok(());
-    }
-    let said = last_lines(log, 20);
-    if status.code() == Some(EX_UNAVAILABLE) {
-        return Err(CannotBuild::from_script(&said).into());
-    }
-    bail!(
-        "{status}; its last words:\n{said}\nall of them are in `{}`",
-        log.display()
-    )
-}
-
-/// Ends the script with everything it started and waits until it is gone.
-async fn end(child: &mut Child) -> Result<()> {
-    let Some(group) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else {
-        return Ok(());
-    };
-    // A group that has ended by itself is no error.
-    let _ = kill_process_group(group, Signal::TERM);
-    if tokio::time::timeout(TIDY_UP, child.wait()).await.is_err() {
-        let _ = kill_process_group(group, Signal::KILL);
-        child.wait().await?;
-    }
-    Ok(())
-}
-
-fn last_lines(log: &Path, n: usize) -> String {
-    let text = std::fs::read(log)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(n)..].join("\n")
-}
-
 fn make_manifest(out: &Path, system: System) -> Result<Manifest> {
     let facts_file = out.join("image.env");
     let facts = std::fs::read_to_string(&facts_file)
@@ -334,14 +220,6 @@ fn make_manifest(out: &Path, system: System) -> Result<Manifest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_script_lacks_is_taken_apart() {
-        let said = "Reading lists\nerror: missing tools: cpio\nhint: apt-get install cpio\n";
-        let error = CannotBuild::from_script(said);
-        assert_eq!(error.text, "missing tools: cpio");
-        assert_eq!(error.hints, ["apt-get install cpio"]);
-    }
 
     #[test]
     fn every_file_of_the_portable_image_is_compiled_in() {

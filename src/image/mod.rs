@@ -4,6 +4,7 @@ pub mod build;
 pub(crate) mod digest;
 pub mod import;
 pub mod manifest;
+pub mod script;
 pub mod store;
 
 use std::path::PathBuf;

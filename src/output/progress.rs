@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Printer;
+use super::plain::plain;
 
 /// The progress of one thing, step by step.
 #[derive(Debug)]
@@ -56,6 +57,11 @@ impl Progress {
         } else {
             self.printer.done(self.verb, &text);
         }
+    }
+
+    /// Shows a line of what a tool says, above the step, without what a terminal would obey.
+    pub fn line(&self, line: &str) {
+        self.bar.suspend(|| self.printer.say(&plain(line)));
     }
 
     /// Ends with what was achieved: `Built image riscv64-linux (135 MiB)`.

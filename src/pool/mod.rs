@@ -111,12 +111,6 @@ impl Pool {
         &self.policy
     }
 
-    /// Notes how much memory the host has available, in MiB, for what is decided from now on; `None` when that is not known,
-    /// and then it holds nothing back.
-    pub fn set_available_memory(&mut self, available_mib: Option<u64>) {
-        self.machine.available_mib = available_mib;
-    }
-
     /// Notes what the machine has for this pool, for what is decided from now on.
     pub fn set_machine(&mut self, machine: Machine) {
         self.machine = machine;

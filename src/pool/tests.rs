@@ -47,6 +47,13 @@ fn pool_with(policy: Policy) -> (Pool, Instant) {
     (Pool::new(policy), now)
 }
 
+impl Pool {
+    /// Notes how much memory the host has available, in MiB, and leaves the rest of what is known of the machine.
+    fn set_available_memory(&mut self, available_mib: Option<u64>) {
+        self.machine.available_mib = available_mib;
+    }
+}
+
 /// A claim of a client by a slot.
 fn claim(client: &str, slot: u64, purpose: Purpose) -> Claim {
     let (client, slot) = (client.to_owned(), format!("riscv64-{slot:02}"));

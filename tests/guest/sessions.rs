@@ -21,10 +21,10 @@ struct Session {
 
 impl Session {
     #[track_caller]
-    fn new(guest: &Guest, args: &[&str]) -> Self {
+    fn new(guest: &Guest) -> Self {
         let port = Port::new(guest, "xpool.0");
         let daemon = guest.daemon();
-        let running = guest.start(args);
+        let running = guest.start(&["session", "0"]);
         let stream = begin(&port, &daemon);
         Self {
             port,
@@ -32,6 +32,15 @@ impl Session {
             stream,
             running,
         }
+    }
+
+    /// Has the daemon close, and sees the session end on the port, which can then be used again.
+    #[track_caller]
+    fn close_at_the_daemon(self) -> (Port, Daemon) {
+        drop(self.stream);
+        self.port.until_closed();
+        self.running.said();
+        (self.port, self.daemon)
     }
 }
 
@@ -45,13 +54,20 @@ fn begin(port: &Port, daemon: &Daemon) -> UnixStream {
     stream
 }
 
+/// Runs a test in each shell, with a session that has begun.
+fn in_each_session(test: &str, run: impl Fn(&Guest, Session) + Sync) {
+    in_each_shell(test, |shell| {
+        let guest = Guest::new(shell);
+        run(&guest, Session::new(&guest));
+    });
+}
+
 #[test]
 fn bytes_go_both_ways_whatever_they_are() {
-    in_each_shell("bytes_go_both_ways_whatever_they_are", |shell| {
-        let guest = Guest::new(shell);
+    in_each_session("bytes_go_both_ways_whatever_they_are", |_, session| {
         let Session {
             port, mut stream, ..
-        } = Session::new(&guest, &["session", "0"]);
+        } = session;
         let bytes = many_bytes();
 
         port.send(&bytes);
@@ -69,23 +85,16 @@ fn bytes_go_both_ways_whatever_they_are() {
 
 #[test]
 fn when_the_host_closes_the_port_the_daemon_sees_a_full_hang_up() {
-    in_each_shell(
+    in_each_session(
         "when_the_host_closes_the_port_the_daemon_sees_a_full_hang_up",
-        |shell| {
-            let guest = Guest::new(shell);
-            let Session {
-                port,
-                mut stream,
-                running,
-                ..
-            } = Session::new(&guest, &["session", "0"]);
-            port.close();
+        |guest, mut session| {
+            session.port.close();
 
-            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+            assert_eq!(session.stream.read(&mut [0]).unwrap(), 0);
             // To a socket that is closed one way only, it could be written.
-            let written = stream.write(b"?").map_err(|error| error.kind());
+            let written = session.stream.write(b"?").map_err(|error| error.kind());
             assert_eq!(written, Err(ErrorKind::BrokenPipe));
-            running.said();
+            session.running.said();
             guest.until_nothing_runs();
         },
     );
@@ -93,20 +102,10 @@ fn when_the_host_closes_the_port_the_daemon_sees_a_full_hang_up() {
 
 #[test]
 fn when_the_daemon_closes_the_host_sees_the_end_of_the_port() {
-    in_each_shell(
+    in_each_session(
         "when_the_daemon_closes_the_host_sees_the_end_of_the_port",
-        |shell| {
-            let guest = Guest::new(shell);
-            let Session {
-                port,
-                stream,
-                running,
-                ..
-            } = Session::new(&guest, &["session", "0"]);
-            drop(stream);
-
-            port.until_closed();
-            running.said();
+        |guest, session| {
+            session.close_at_the_daemon();
             guest.until_nothing_runs();
         },
     );
@@ -114,21 +113,15 @@ fn when_the_daemon_closes_the_host_sees_the_end_of_the_port() {
 
 #[test]
 fn a_port_carries_one_session_after_another() {
-    in_each_shell("a_port_carries_one_session_after_another", |shell| {
-        let guest = Guest::new(shell);
-        let Session {
-            port,
-            daemon,
-            stream,
-            running,
-        } = Session::new(&guest, &["session", "0"]);
-        drop(stream);
-        port.until_closed();
-        running.said();
+    in_each_session(
+        "a_port_carries_one_session_after_another",
+        |guest, first| {
+            let (port, daemon) = first.close_at_the_daemon();
 
-        let _second = guest.start(&["session", "0"]);
-        begin(&port, &daemon);
-    });
+            let _second = guest.start(&["session", "0"]);
+            begin(&port, &daemon);
+        },
+    );
 }
 
 #[test]
