@@ -15,7 +15,8 @@ check() {
 }
 
 format() {
-    cargo fmt --check && cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+    local package
+    for package in . tests/fuzz tests/pool; do cargo fmt --check --manifest-path "$package/Cargo.toml" || return; done
 }
 
 # Those without VMs, by their names; built with the feature that the others need, so that scripts/test builds xpool once for both.
