@@ -15,7 +15,20 @@ check() {
 }
 
 format() {
-    cargo fmt --check && cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+    local package
+    for package in . tests/fuzz tests/pool; do cargo fmt --check --manifest-path "$package/Cargo.toml" || return; done
+}
+
+# Those without VMs, by their names; built with the feature that the others need, so that scripts/test builds xpool once for both.
+tests() {
+    local file names=()
+    for file in tests/*.rs tests/*/main.rs; do
+        case $file in tests/real_* | tests/contract/*) continue ;; esac
+        file=${file%/main.rs}
+        names+=(--test "$(basename "$file" .rs)")
+    done
+    cargo test --quiet --locked --features real-vm --lib --bins "${names[@]}" &&
+        cargo test --quiet --locked --features real-vm --doc
 }
 
 shell_scripts() {
@@ -49,7 +62,7 @@ install_rust
 install_check_tools
 check format format
 check clippy cargo clippy --quiet --all-targets --all-features --locked -- -D warnings
-check tests cargo test --quiet --locked
+check tests tests
 check deny deny
 check nix nix_style
 # shellcheck disable=SC2046 # file names of our own, without spaces
