@@ -1,7 +1,7 @@
 # `services.xpool`: the manager as a service of a NixOS machine, whose Nix builds on its machines by itself.
 #
 # It runs as a user of its own; keys are made at its first start and are for that user only. Nix comes by the local transport
-# (or by ssh), and reads of its machines in a file that is there as long as somebody listens, as `xpool machines --install` has it.
+# (or by ssh), and reads of its machines in a file that is there from the first start on as long as somebody listens, as `xpool machines --install` has it.
 # systemd listens: while the manager is started anew, who comes waits, and one that has ended is started by who comes.
 {
   config,
@@ -190,7 +190,7 @@ in
     group = mkOption {
       type = types.str;
       default = user;
-      description = "Group whose members may use the local transport, beside root. It is made if it is `${user}`.";
+      description = "Group whose members may use the local transport, beside root. It is made if it is not there.";
     };
 
     users = mkOption {
@@ -313,6 +313,8 @@ in
         SocketUser = user;
         SocketGroup = user;
         SocketMode = "0600";
+        # Before there is a network, too.
+        FreeBind = true;
         # It is there before the service, to whose user it is given then.
         DirectoryMode = "0700";
         RemoveOnStop = true;
@@ -331,8 +333,9 @@ in
         "nix-daemon.socket"
         "xpool.socket"
       ];
-      # A new configuration has the manager started anew, and leaves the socket be.
-      notSocketActivated = true;
+      # A new configuration has the manager restarted. Stopped and started, it would have its socket stopped as well, and who comes
+      # in between would be refused.
+      stopIfChanged = false;
       # To ask which inputs this machine's store has, and to name lines that suit this Nix.
       path = [ config.nix.package ];
       environment.HOME = state;
@@ -340,7 +343,8 @@ in
       serviceConfig = sandbox // {
         Type = "notify";
         StateDirectory = "xpool";
-        StateDirectoryMode = "0700";
+        # The manager closes it to the group, unless its configuration has one.
+        StateDirectoryMode = "0710";
         ExecStart = "${xpool} serve";
         Restart = "on-failure";
         RestartSec = 2;

@@ -23,7 +23,7 @@ format() {
 tests() {
     local file names=()
     for file in tests/*.rs tests/*/main.rs; do
-        case $file in tests/real_* | tests/contract/*) continue ;; esac
+        case $file in tests/real/* | tests/contract/*) continue ;; esac
         file=${file%/main.rs}
         names+=(--test "$(basename "$file" .rs)")
     done

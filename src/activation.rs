@@ -2,12 +2,13 @@
 //! activation, `sd_listen_fds(3)`). Whoever comes while no manager runs then waits for the next one, and is not refused.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use listenfd::ListenFd;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::paths::Paths;
 use crate::shutdown::Shutdown;
@@ -48,7 +49,7 @@ pub enum ActivationError {
 }
 
 impl GivenSockets {
-    /// Takes what this process was started with: mostly nothing. The environment no longer tells of them then.
+    /// Takes what this process was started with: mostly nothing.
     pub fn take(paths: &Paths) -> Result<Self, ActivationError> {
         let mut given = ListenFd::from_env();
         let mut sockets = Self::default();
@@ -59,8 +60,9 @@ impl GivenSockets {
                 Ok(Some(socket)) => sockets.put_unix(number, socket, paths)?,
                 Ok(None) => {}
                 Err(_) => {
-                    let socket = given.take_tcp_listener(number).map_err(unfit)?;
-                    put(&mut sockets.gateway, socket, "the gateway")?;
+                    if let Some(socket) = given.take_tcp_listener(number).map_err(unfit)? {
+                        put(&mut sockets.gateway, socket, "the gateway")?;
+                    }
                 }
             }
         }
@@ -93,7 +95,7 @@ impl GivenSockets {
                 .as_pathname()
                 .is_some_and(|given| is_same(given, &path))
             {
-                return put(place, Some(socket), what);
+                return put(place, socket, what);
             }
         }
         Err(ActivationError::Unknown {
@@ -105,25 +107,38 @@ impl GivenSockets {
         })
     }
 
-    /// Whether all that Nix comes by is here, so that a manager's end cuts off nobody who comes later.
-    pub fn have_all_of_nix(&self) -> bool {
-        self.connect.is_some() && self.gateway.is_some()
+    /// Lets go of a socket for the gateway at another address than the one that is configured, which then counts. `None`
+    /// where none is configured.
+    #[must_use]
+    pub fn at(mut self, configured: Option<SocketAddr>) -> Self {
+        let given = self.gateway.as_ref();
+        let given = given.and_then(|gateway| gateway.local_addr().ok());
+        if let (Some(given), Some(configured)) = (given, configured)
+            && given != configured
+        {
+            warn!(
+                %given,
+                %configured,
+                "the service manager listens elsewhere than xpool.toml says, and xpool.toml counts: who comes there waits in \
+                 vain; let `ListenStream` in the unit of the socket say the same, and restart that"
+            );
+            self.gateway = None;
+        }
+        self
+    }
+
+    /// Whether a manager's end cuts off nobody who comes later, be it Nix or a command.
+    pub fn outlive_the_manager(&self) -> bool {
+        self.connect.is_some() && self.gateway.is_some() && self.control.is_some()
     }
 }
 
-fn put<T>(
-    place: &mut Option<T>,
-    socket: Option<T>,
-    what: &'static str,
-) -> Result<(), ActivationError> {
-    match (&place, socket) {
-        (Some(_), Some(_)) => Err(ActivationError::Twice(what)),
-        (None, Some(socket)) => {
-            *place = Some(socket);
-            Ok(())
-        }
-        (_, None) => Ok(()),
+fn put<T>(place: &mut Option<T>, socket: T, what: &'static str) -> Result<(), ActivationError> {
+    if place.is_some() {
+        return Err(ActivationError::Twice(what));
     }
+    *place = Some(socket);
+    Ok(())
 }
 
 /// Whether two names are of one socket, by whatever way through links.
@@ -139,7 +154,11 @@ pub struct Handover(Option<CancellationToken>);
 impl Handover {
     /// What these sockets allow: from the moment in which the manager is to end, who comes is the next one's.
     pub fn of(sockets: &GivenSockets, shutdown: &Shutdown) -> Self {
-        Self(sockets.have_all_of_nix().then(|| shutdown.drain.clone()))
+        Self(
+            sockets
+                .outlive_the_manager()
+                .then(|| shutdown.drain.clone()),
+        )
     }
 
     /// Whether there will be a next manager for whoever comes.
@@ -162,6 +181,14 @@ impl Handover {
 }
 
 #[cfg(test)]
+impl Handover {
+    /// One of a manager with sockets that outlive it, which is told to end in this way.
+    pub(crate) fn expected(shutdown: &Shutdown) -> Self {
+        Self(Some(shutdown.drain.clone()))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -177,7 +204,7 @@ mod tests {
         let listen = || UnixListener::bind(paths.connect_socket()).unwrap();
         sockets.put_unix(0, listen(), &paths).unwrap();
         assert!(sockets.connect.is_some() && sockets.control.is_none());
-        assert!(!sockets.have_all_of_nix());
+        assert!(!sockets.outlive_the_manager());
         std::fs::remove_file(paths.connect_socket()).unwrap();
         let twice = sockets.put_unix(1, listen(), &paths).unwrap_err();
         assert_eq!(
@@ -202,15 +229,24 @@ mod tests {
     fn clients_are_left_to_the_next_manager_where_it_has_all_their_sockets() {
         let shutdown = Shutdown::default();
         let dir = tempfile::tempdir().unwrap();
-        let mut sockets = GivenSockets {
+        let sockets = GivenSockets {
+            control: Some(UnixListener::bind(dir.path().join("control.sock")).unwrap()),
             connect: Some(UnixListener::bind(dir.path().join("connect.sock")).unwrap()),
             ..GivenSockets::default()
         };
         assert!(!Handover::of(&sockets, &shutdown).is_expected());
-        sockets.gateway = Some(TcpListener::bind("127.0.0.1:0").unwrap());
+        let sockets = GivenSockets {
+            gateway: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
+            ..sockets
+        };
+        let given = sockets.gateway.as_ref().unwrap().local_addr().unwrap();
+        // Where nothing is configured, and where the same is, it is used.
+        let sockets = sockets.at(None).at(Some(given));
         let handover = Handover::of(&sockets, &shutdown);
         assert!(handover.is_expected() && !handover.has_begun());
-        shutdown.drain.cancel();
+        shutdown.end_now();
         assert!(handover.has_begun());
+        let elsewhere = "127.0.0.2:31022".parse().unwrap();
+        assert!(sockets.at(Some(elsewhere)).gateway.is_none());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md has the way of one build, the code map and the invariants.
 
+pub mod accept;
 pub mod activation;
 pub mod bounded_log;
 pub mod cli;

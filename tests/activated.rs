@@ -5,7 +5,6 @@
 mod common;
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::process::{Child, Command};
 
 use common::{Installation, Serving, nixes::is_there, skip};
@@ -33,12 +32,12 @@ fn activate(installation: &Installation, places: &[String]) -> Child {
     child
 }
 
-/// The manager's places, with a gateway at any port.
+/// The manager's places, as it is configured.
 fn places(installation: &Installation) -> Vec<String> {
     let state = installation.state();
     fs::create_dir(&state).unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = free.local_addr().unwrap().to_string();
+    let config = fs::read_to_string(installation.path().join("xpool.toml")).unwrap();
+    let gateway = config.split('"').nth(1).unwrap().to_owned();
     let sockets = ["control.sock", "connect.sock", "shell.sock"];
     let sockets = sockets.map(|name| state.join(name).display().to_string());
     sockets.into_iter().chain([gateway]).collect()
@@ -74,7 +73,7 @@ fn who_comes_has_the_manager_started_and_nix_is_told_of_it_after_its_end() {
     let last = down.stderr.lines().last().unwrap();
     assert_eq!(
         last,
-        "It is started again when somebody comes; `systemctl stop xpool.socket` keeps it down."
+        "It is started again when somebody comes; `systemctl stop xpool.socket` (with `--user`, if it is yours) keeps it down."
     );
     // For who opened them, the sockets and what leads to them are still there.
     assert_eq!(fs::read_to_string(&machines).unwrap(), told);

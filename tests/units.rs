@@ -13,6 +13,8 @@ use std::process::Command;
 
 use common::{Installation, PATIENCE, skip};
 use serde_json::Value;
+use xpool::nix::client::Form;
+use xpool::paths::Paths;
 
 /// The settings of a service, each with its words in order.
 type Settings = BTreeMap<String, Vec<String>>;
@@ -207,11 +209,16 @@ fn the_socket_of_other_distributions_is_that_of_nixos() {
     let host = of_the_module("sockets.xpool").unwrap();
     module.insert("ListenStream".to_owned(), host["listenStreams"].clone());
     let mut file = of_the_file("xpool.socket", "[Socket]");
+    let state = Some("/var/lib/xpool".into());
+    let paths = Paths::new(None, state, None).unwrap();
+    let machines = Form::ALL.map(|form| paths.machines(form).display().to_string());
     // Where `rm` is.
     for settings in [&mut module, &mut file] {
         let removed = settings.remove("ExecStopPost").unwrap().concat();
-        let files = removed.split_once("/bin/rm -f ").unwrap().1.to_owned();
-        settings.insert("removed".to_owned(), vec![files]);
+        let files = removed.split_once("/bin/rm -f ").unwrap().1;
+        let mut files: Vec<&str> = files.split(' ').collect();
+        files.sort_by_key(|file| machines.iter().position(|machines| machines == file));
+        assert_eq!(files, machines);
     }
     assert_eq!(file, module);
 }

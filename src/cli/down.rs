@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, args: &DownArgs) -> Result<()> {
     progress.finish("Down", &what);
     if args.system.is_none() && info.is_started_on_demand {
         context.printer.say(
-            "It is started again when somebody comes; `systemctl stop xpool.socket` keeps it down.",
+            "It is started again when somebody comes; `systemctl stop xpool.socket` (with `--user`, if it is yours) keeps it down.",
         );
     }
     Ok(())

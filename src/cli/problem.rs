@@ -108,7 +108,7 @@ impl Problem {
             }
             ControlError::Silent { .. } => {
                 self.hints.push(
-                    "see `xpool logs`; if it hangs for good, kill it and start it again".to_owned(),
+                    "see `xpool logs`, or `systemctl status xpool` where systemd starts it; if it hangs for good, kill it and start it again".to_owned(),
                 );
             }
             ControlError::Version(_) => {

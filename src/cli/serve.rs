@@ -39,6 +39,8 @@ impl ServeArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
+    // Before any other program is started, which would have them as well.
+    let given = GivenSockets::take(&context.paths)?;
     let background = args.background.is_some();
     if background {
         rustix::process::setsid().context("leaving the terminal's session")?;
@@ -55,7 +57,6 @@ pub(super) async fn run(context: &Context, args: &ServeArgs) -> Result<()> {
     }
     let printer = context.printer;
     let next_steps = super::up::next_steps(context, System::Riscv64Linux).await?;
-    let given = GivenSockets::take(&context.paths)?;
     let served = serve::run(config, &context.paths, shutdown, given, move |info| {
         if background {
             printer.data(READY);
@@ -90,6 +91,5 @@ fn stdin_pipe() -> Result<Receiver> {
 async fn end_with(mut stdin: Receiver, shutdown: Shutdown) {
     // However it ends, nobody is there any more.
     let _ = tokio::io::copy(&mut stdin, &mut tokio::io::sink()).await;
-    shutdown.drain.cancel();
-    shutdown.now.cancel();
+    shutdown.end_now();
 }

@@ -14,7 +14,7 @@ use crate::control::Info;
 use crate::control::client::{Client, ControlError};
 use crate::state;
 
-/// How long a manager may take to serve: it ends what an earlier one left, makes keys, and opens two sockets.
+/// How long a manager may take to serve: it ends what an earlier one left, makes keys, and opens its sockets.
 const START: Duration = Duration::from_secs(60);
 
 /// How long a manager without VMs may take to end: it has only sockets to close.
@@ -54,16 +54,21 @@ pub(super) async fn manager(context: &Context) -> Result<(Client, Info)> {
 /// Says where the manager that runs is not what would be started now.
 fn note_differences(context: &Context, info: &Info) -> Result<()> {
     let listen = context.config()?.listen;
+    let change = if info.is_started_on_demand {
+        "`systemctl restart xpool` (with `--user`, if it is yours) changes it"
+    } else {
+        "`xpool down` and `xpool up` change it"
+    };
     if info.gateway != listen {
         context.printer.warn(&format!(
-            "the manager that runs listens on {} and xpool.toml says {listen}; `xpool down` and `xpool up` change it",
+            "the manager that runs listens on {} and xpool.toml says {listen}; {change}",
             info.gateway
         ));
     }
     let own = env!("CARGO_PKG_VERSION");
     if info.version != own {
         context.printer.warn(&format!(
-            "the manager that runs is xpool {}, this is {own}; `xpool down` and `xpool up` change it",
+            "the manager that runs is xpool {}, this is {own}; {change}",
             info.version
         ));
     }

@@ -3,7 +3,6 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::activation::GivenSockets;
 use crate::config::Host;
 use crate::manager::status::{SystemStatus, example};
 use crate::shutdown::Shutdown;
@@ -123,15 +122,10 @@ async fn the_machines_follow_the_pools_to_the_end() {
 
 #[tokio::test]
 async fn the_machines_stay_where_another_manager_comes() {
-    let (dir, paths, config) = installation("");
+    let (_dir, paths, config) = installation("");
     let shutdown = Shutdown::default();
-    let given = GivenSockets {
-        connect: Some(std::os::unix::net::UnixListener::bind(dir.path().join("sock")).unwrap()),
-        gateway: Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap()),
-        ..GivenSockets::default()
-    };
     let keys = GatewayKeys::load_or_create(&paths.keys()).unwrap();
-    let handover = Handover::of(&given, &shutdown);
+    let handover = Handover::expected(&shutdown);
     let files = ClientFiles::write(&config, &paths, &keys, handover).unwrap();
     let (changes, receiver) = watch::channel(Status::default());
     shutdown.drain.cancel();

@@ -36,6 +36,8 @@ use crate::pool::shape::Vcpus;
 pub struct Config {
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// Whether that is what xpool.toml says, and not the default.
+    pub is_listen_set: bool,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
     /// The group whose members may use the local transport, beside who runs the manager and root.
@@ -230,6 +232,7 @@ impl Config {
             };
             given.as_ref().map(parse).transpose()
         };
+        let gateway = listen(&raw.gateway.listen, DEFAULT_LISTEN)?;
         let root = raw.store.root.as_ref().map(|root| {
             parse_root(root.get_ref())
                 .map_err(|message| ConfigError::value(file, text, root.span(), message))
@@ -249,7 +252,8 @@ impl Config {
                 .cloned()
         });
         Ok(Self {
-            listen: listen(&raw.gateway.listen, DEFAULT_LISTEN)?.unwrap_or(DEFAULT_LISTEN),
+            listen: gateway.unwrap_or(DEFAULT_LISTEN),
+            is_listen_set: gateway.is_some(),
             metrics: listen(&raw.metrics.listen, METRICS_EXAMPLE)?,
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),

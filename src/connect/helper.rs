@@ -18,6 +18,13 @@ use crate::vm::Hop;
 /// How long a session that waits for a VM waits for a manager to come back: one that is started anew takes a second.
 const MANAGER_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a manager may be silent before who waits is told so: one that runs answers in milliseconds. Where a service manager
+/// listens in its place, a connection says nothing of whether there is one.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long until it is given up: longer than one that is started anew may take to let builds end.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(300);
+
 /// How often a manager that has gone is looked for. Nobody tells when it is back.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -114,6 +121,7 @@ async fn relay_to(session: &mut NewSession, manager: UnixStream, vm: &mut Option
         return Relayed::ManagerGone;
     }
     let mut inputs = None;
+    let mut answer = Answer::awaited();
     loop {
         tokio::select! {
             () = session.updates.closed() => {
@@ -126,8 +134,18 @@ async fn relay_to(session: &mut NewSession, manager: UnixStream, vm: &mut Option
                     return Relayed::ManagerGone;
                 }
             }
+            silent = answer.missing() => {
+                let is_over = matches!(silent, SessionUpdate::Rejected(_));
+                send(&session.updates, silent).await;
+                if is_over {
+                    return Relayed::Over;
+                }
+            }
             message = reader.next() => match message {
-                Ok(Some(message)) => take(message, session, &mut reader, vm, &mut inputs).await,
+                Ok(Some(message)) => {
+                    answer.has_come();
+                    take(message, session, &mut reader, vm, &mut inputs).await;
+                }
                 Ok(None) => return Relayed::ManagerGone,
                 Err(error) => {
                     debug!(%error, "the connection to the manager broke");
@@ -135,6 +153,50 @@ async fn relay_to(session: &mut NewSession, manager: UnixStream, vm: &mut Option
                 }
             },
         }
+    }
+}
+
+/// The first answer of a manager, for as long as it is awaited.
+struct Answer {
+    /// When to say that it is missing.
+    note_at: Option<Instant>,
+    /// When to give up.
+    end_at: Option<Instant>,
+}
+
+impl Answer {
+    fn awaited() -> Self {
+        let now = Instant::now();
+        Self {
+            note_at: Some(now + SILENCE),
+            end_at: Some(now + ANSWER_DEADLINE),
+        }
+    }
+
+    fn has_come(&mut self) {
+        (self.note_at, self.end_at) = (None, None);
+    }
+
+    /// What a session is told of its absence, when it is time. Cancel safe.
+    async fn missing(&mut self) -> SessionUpdate {
+        let what = "no manager answers: it is being started anew, hangs, or cannot start (`systemctl status xpool`)";
+        tokio::select! {
+            () = until(self.note_at) => {
+                self.note_at = None;
+                SessionUpdate::Waiting(what.to_owned())
+            }
+            () = until(self.end_at) => SessionUpdate::Rejected(format!(
+                "{what}; given up after {} minutes",
+                ANSWER_DEADLINE.as_secs() / 60
+            )),
+        }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

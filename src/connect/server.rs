@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::hook::Hook;
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
+use crate::accept;
 use crate::activation::Handover;
 use crate::manager::ticket::{
     Grant, InputsOnTheirWay, SessionDesk, SessionReport, SessionRequest, SessionTicket,
@@ -26,9 +26,6 @@ use crate::vm::{DetachedPort, Hop};
 
 /// Helpers at a time. Further ones wait in the listener's backlog.
 const MOST_HELPERS: usize = 2048;
-
-/// How long to wait after a failed accept: out of file descriptors is what fails, and only time helps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Who may use the local transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +63,7 @@ struct Shared {
     desk: SessionDesk,
     seat_gone: Arc<SeatGone>,
     handover: Handover,
+    stop: CancellationToken,
 }
 
 impl Shared {
@@ -81,8 +79,23 @@ impl Shared {
     }
 }
 
-/// Serves helpers until `stop` is cancelled, or a handover has begun. Sessions that run then go on; their helpers have all that
-/// they need.
+/// What a helper is told that is left to the next manager.
+const LEFT: &str = "the manager is being started anew, after the builds that run";
+
+impl Shared {
+    /// Keeps a helper until this manager has ended, when it looks for the next one. Before that it would find this one.
+    async fn leave(&self, reader: &mut Reader, writer: &Writer) -> io::Result<()> {
+        writer.send(&ToHelper::Waiting(LEFT.to_owned())).await?;
+        tokio::select! {
+            () = self.stop.cancelled() => Ok(()),
+            // Its client has gone, or it breaks the rules.
+            message = reader.next::<ToManager>() => message.map(drop),
+        }
+    }
+}
+
+/// Serves helpers until `stop` is cancelled. Sessions that run then go on; their helpers have all that they need. Those that any
+/// manager can serve are the next one's from the handover on.
 pub async fn serve(
     listener: UnixListener,
     allowed: Allowed,
@@ -98,12 +111,15 @@ pub async fn serve(
         desk,
         seat_gone,
         handover,
+        stop: stop.clone(),
     });
     let room = Arc::new(Semaphore::new(MOST_HELPERS));
     let helpers = TaskTracker::new();
     let accept = async {
         while let Ok(place) = room.clone().acquire_owned().await {
-            let (stream, shared) = (accept(&listener).await, shared.clone());
+            let (stream, _) =
+                accept::next("the local transport", |cx| listener.poll_accept(cx)).await;
+            let shared = shared.clone();
             helpers.spawn(async move {
                 if let Err(error) = serve_one(stream, &shared).await {
                     debug!(%error, "a helper's connection broke");
@@ -114,20 +130,7 @@ pub async fn serve(
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = shared.handover.begun() => {}
         () = accept => {}
-    }
-}
-
-async fn accept(listener: &UnixListener) -> UnixStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => {
-                warn!(%error, "the local transport cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
     }
 }
 
@@ -150,6 +153,11 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         let why = format!("this manager has no slot `{}`", slot.escape_debug());
         return writer.send(&ToHelper::Rejected(why)).await;
     };
+    // Outputs are in this manager's VMs, and so is what was named.
+    let is_anybodys = !first.fetches() && !is_named(&slot);
+    if is_anybodys && shared.handover.has_begun() {
+        return shared.leave(&mut reader, &writer).await;
+    }
     let unfetched = first.fetches();
     let hook = peer.pid().and_then(Hook::of);
     let request = SessionRequest {
@@ -164,13 +172,18 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let (key, seat) = (request.key.clone(), request.seat.clone());
     let ticket = match shared.desk.open(request).await {
         Ok(ticket) => ticket,
-        // It looks for the next manager.
-        Err(_) if shared.handover.has_begun() => return Ok(()),
+        Err(_) if is_anybodys && shared.handover.has_begun() => {
+            return shared.leave(&mut reader, &writer).await;
+        }
         Err(gone) => return writer.send(&ToHelper::Rejected(gone.to_string())).await,
     };
     ticket.set_unfetched(unfetched);
-    let session = Session::new(ticket, writer, shared.handover.clone());
-    let served = session.run(&mut reader).await;
+    let (session, left) = (Session::new(ticket, writer), shared.handover.clone());
+    let served = match session.run(&mut reader, is_anybodys.then_some(left)).await {
+        Ok(Served::Over) => Ok(()),
+        Ok(Served::Left(writer)) => shared.leave(&mut reader, &writer).await,
+        Err(error) => Err(error),
+    };
     if let Some(hook) = hook {
         // What it left is kept until its lease ends, or nobody can come for it any more.
         let seat_gone = shared.seat_gone.clone();
@@ -182,6 +195,19 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
     served
 }
 
+/// Whether a slot is that of one certain VM.
+fn is_named(slot: &str) -> bool {
+    SlotName::parse(slot).is_some_and(|name| matches!(name.slot, Slot::Vm(_)))
+}
+
+/// How a session ended.
+enum Served {
+    /// It has.
+    Over,
+    /// This manager has no VM for it any more, and the next one will.
+    Left(Writer),
+}
+
 /// A helper's session, as the manager's end keeps it.
 struct Session {
     ticket: SessionTicket,
@@ -190,39 +216,38 @@ struct Session {
     hop: Option<Hop>,
     /// What is on its way to the guest, until it is there.
     inputs: Option<InputsOnTheirWay>,
-    handover: Handover,
 }
 
 impl Session {
-    fn new(ticket: SessionTicket, writer: Writer, handover: Handover) -> Self {
+    fn new(ticket: SessionTicket, writer: Writer) -> Self {
         Self {
             ticket,
             writer,
             hop: None,
             inputs: None,
-            handover,
         }
     }
 
-    /// Passes on news both ways until the session is over. Dropping it then gives the VM back.
-    async fn run(mut self, reader: &mut Reader) -> io::Result<()> {
+    /// Passes on news both ways until the session is over. Dropping it then gives the VM back. With a handover, it is left to the
+    /// next manager if this one has no VM for it any more.
+    async fn run(mut self, reader: &mut Reader, left: Option<Handover>) -> io::Result<Served> {
+        let is_left = || left.as_ref().is_some_and(Handover::has_begun);
         loop {
             tokio::select! {
                 update = self.ticket.next() => match update {
-                    // It is not to hear that this manager ends: its helper looks for the next one.
-                    Some(SessionUpdate::Rejected(_)) if self.handover.has_begun() => return Ok(()),
+                    Some(SessionUpdate::Rejected(_)) if is_left() => return Ok(Served::Left(self.writer)),
                     Some(update) => self.update(update).await?,
                     // A helper that has a VM goes on without a manager; one that waits looks for another manager.
-                    None => return Ok(()),
+                    None => return Ok(Served::Over),
                 },
                 message = reader.next() => match message? {
                     Some(ToManager::Report(report)) => self.report(report).await,
                     Some(ToManager::Ended { unfetched }) => {
                         self.ticket.set_unfetched(unfetched);
-                        return Ok(());
+                        return Ok(Served::Over);
                     }
                     Some(ToManager::Open { .. }) => return Err(io::Error::other("a second session over one connection")),
-                    None => return Ok(()),
+                    None => return Ok(Served::Over),
                 },
                 () = closed(&mut self.hop) => {
                     // It has done its duty, and its end is told once.

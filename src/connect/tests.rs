@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::helper::Connection;
 use super::server::{self, Allowed};
-use crate::activation::{GivenSockets, Handover};
+use crate::activation::Handover;
 use crate::manager::ticket::{
     BuildLimits, First, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionReport,
     SessionRequest, SessionUpdate, Share,
@@ -39,7 +39,7 @@ async fn within<T>(what: impl Future<Output = T>) -> T {
 struct Server {
     sessions: mpsc::Receiver<NewSession>,
     running: JoinHandle<()>,
-    _stop: DropGuard,
+    stop: DropGuard,
 }
 
 impl Server {
@@ -64,12 +64,18 @@ impl Server {
         Self {
             sessions,
             running: tokio::spawn(running),
-            _stop: stop.drop_guard(),
+            stop: stop.drop_guard(),
         }
     }
 
     async fn session(&mut self) -> NewSession {
         within(self.sessions.recv()).await.unwrap()
+    }
+
+    /// As it ends by itself.
+    async fn end(self) {
+        drop(self.stop);
+        within(self.running).await.unwrap();
     }
 
     /// As a kill ends it: nobody is told anything.
@@ -151,8 +157,21 @@ fn fetch() -> Vec<u8> {
     out
 }
 
+/// `QueryValidPaths` of none: what any VM can answer.
+fn ask() -> Vec<u8> {
+    let mut out = Vec::new();
+    for number in [31, 0, 0] {
+        put_number(&mut out, number);
+    }
+    out
+}
+
 /// Gives a session a VM; the guest's end of it, which has shaken hands and has received the first operation.
 async fn grant(session: &NewSession) -> UnixStream {
+    grant_for(session, &fetch()).await
+}
+
+async fn grant_for(session: &NewSession, operation: &[u8]) -> UnixStream {
     let (stream, mut guest) = UnixStream::pair().unwrap();
     let (arrived, inputs) = InputsOnTheirWay::channel();
     let grant = Grant {
@@ -167,10 +186,10 @@ async fn grant(session: &NewSession) -> UnixStream {
     let mut received = shake_hands_as_guest(&mut guest).await;
     arrived.send(()).unwrap();
     let n_received = received.len();
-    received.resize(fetch().len(), 0);
+    received.resize(operation.len(), 0);
     let rest = guest.read_exact(&mut received[n_received..]);
     within(rest).await.unwrap();
-    assert_eq!(received, fetch());
+    assert_eq!(received, operation);
     guest
 }
 
@@ -251,42 +270,64 @@ async fn a_session_that_waits_is_taken_on_by_the_next_manager() {
     // What was said of the wait comes before.
     let error = stderr::error(V, "no such path");
     guest.write_all(&error).await.unwrap();
-    let mut heard = Vec::new();
-    while !heard.ends_with(&error) {
-        within(nix.stream.read_buf(&mut heard)).await.unwrap();
+    heard_until(&mut nix, &error).await;
+}
+
+#[tokio::test]
+async fn who_waits_and_who_comes_is_left_to_the_next_manager_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = Shutdown::default();
+    let handover = Handover::expected(&shutdown);
+    let mut server = Server::start_with(&folder, owner(), handover);
+    let mut waits = Nix::start(&folder, SLOT).await;
+    waits.stream.write_all(&ask()).await.unwrap();
+    let session = server.session().await;
+    shutdown.drain.cancel();
+    let down = SessionUpdate::Rejected("the pool is going down".to_owned());
+    session.updates.send(down).await.unwrap();
+    let mut comes = Nix::start(&folder, SLOT).await;
+    comes.stream.write_all(&ask()).await.unwrap();
+    // Outputs are here, and are fetched from here.
+    let mut fetches = Nix::start(&folder, SLOT).await;
+    fetches.stream.write_all(&fetch()).await.unwrap();
+    let session = server.session().await;
+    assert!(session.request.first.fetches());
+    let mut guest = grant(&session).await;
+    answer(&mut fetches, &mut guest).await;
+
+    server.end().await;
+    let mut server = Server::start(&folder, owner());
+    let error = stderr::error(V, "no such path");
+    for nix in [&mut waits, &mut comes] {
+        let session = server.session().await;
+        let mut guest = grant_for(&session, &ask()).await;
+        guest.write_all(&error).await.unwrap();
+        let heard = heard_until(nix, &error).await;
+        assert!(!heard.contains("going down"), "{heard}");
     }
 }
 
 #[tokio::test]
-async fn a_session_that_waits_is_left_to_the_next_manager_where_there_is_one() {
+async fn a_manager_that_never_answers_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
-    let shutdown = Shutdown::default();
-    let given = GivenSockets {
-        connect: Some(std::os::unix::net::UnixListener::bind(folder.path().join("given")).unwrap()),
-        gateway: Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap()),
-        ..GivenSockets::default()
-    };
-    let handover = Handover::of(&given, &shutdown);
-    let mut server = Server::start_with(&folder, owner(), handover);
+    let _systemd = std::os::unix::net::UnixListener::bind(folder.path().join("sock")).unwrap();
     let mut nix = Nix::start(&folder, SLOT).await;
-    nix.stream.write_all(&fetch()).await.unwrap();
-    let session = server.session().await;
-    shutdown.drain.cancel();
-    // It lets nobody in any more, and those who have no VM yet hear nothing of its end.
-    within(server.running).await.unwrap();
-    let down = SessionUpdate::Rejected("the pool is going down".to_owned());
-    session.updates.send(down).await.unwrap();
-    let mut server = Server::start(&folder, owner());
-    let session = server.session().await;
-    let mut guest = grant(&session).await;
-    let error = stderr::error(V, "no such path");
-    guest.write_all(&error).await.unwrap();
+    nix.stream.write_all(&ask()).await.unwrap();
+    tokio::time::pause();
     let mut heard = Vec::new();
-    while !heard.ends_with(&error) {
+    while nix.stream.read_buf(&mut heard).await.unwrap() > 0 {}
+    let heard = String::from_utf8_lossy(&heard);
+    assert!(heard.contains("no manager answers"), "{heard}");
+    assert!(heard.contains("given up after 5 minutes"), "{heard}");
+}
+
+/// What a Nix hears until this comes.
+async fn heard_until(nix: &mut Nix, last: &[u8]) -> String {
+    let mut heard = Vec::new();
+    while !heard.ends_with(last) {
         within(nix.stream.read_buf(&mut heard)).await.unwrap();
     }
-    let heard = String::from_utf8_lossy(&heard);
-    assert!(!heard.contains("going down"), "{heard}");
+    String::from_utf8_lossy(&heard).into_owned()
 }
 
 #[tokio::test]

@@ -11,11 +11,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::UnixListener;
-use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::{Drain, Info, TakeDown, Up};
-use crate::manager::memory;
 use crate::manager::status::Status;
 use crate::manager::ticket::ManagerGone;
 use crate::manager::{Downed, ManagerHandle};
@@ -64,14 +62,8 @@ pub async fn serve(
 }
 
 async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, Failure> {
-    let mut status = api.manager.status().await.map_err(gone)?;
-    // Off the manager's task, and off this one: the kernel walks each VM's memory for it.
-    let measured = tokio::task::spawn_blocking(move || {
-        memory::measure(&mut status);
-        status
-    });
-    let failed = |error: JoinError| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    Ok(Json(measured.await.map_err(failed)?))
+    let status = api.manager.measured_status().await;
+    status.map(Json).map_err(gone)
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
@@ -137,7 +129,7 @@ async fn down(State(api): State<Arc<Api>>, Json(down): Json<TakeDown>) -> Result
     }
     match down.how {
         Down::Drain => api.shutdown.drain.cancel(),
-        Down::Now => api.shutdown.now.cancel(),
+        Down::Now => api.shutdown.end_now(),
     }
     // A manager that has gone meanwhile has done what was wanted.
     let _ = api.manager.down(System::ALL.to_vec(), down.how).await;

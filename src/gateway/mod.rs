@@ -15,16 +15,15 @@ mod relay;
 mod ssh;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use russh::keys::{PrivateKey, PublicKey};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accept;
 use crate::activation::Handover;
 use crate::manager::ticket::{SessionDesk, Share};
 use crate::nix::System;
@@ -32,9 +31,6 @@ use crate::nix::handshake::Promise;
 use crate::nix::slot::{self, SlotName};
 
 use lobby::Lobby;
-
-/// How long to wait after a failed accept. Out of file descriptors is what fails, and only time helps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
@@ -210,26 +206,11 @@ async fn accept_forever(
     let lobby = Lobby::new(&shared.config.limits);
     loop {
         // Accepted before there is a place: only for somebody who has come does another one make room.
-        let (stream, peer) = accept(listener).await;
+        let (stream, peer) = accept::next("the gateway", |cx| listener.poll_accept(cx)).await;
         let cut = cut.child_token();
         let place = lobby.enter(&cut).await;
         let shared = Arc::clone(shared);
         connections.spawn(connection::run(stream, peer, shared, place, cut));
-    }
-}
-
-/// The next connection, however many attempts fail.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            // The client gave up while it waited: not worth a pause.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!(%error, "the gateway cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,12 @@ use crate::nix::System;
 
 /// How long the script may take to tidy up after it was told to end.
 const TIDY_UP: Duration = Duration::from_secs(20);
+
+/// How long its last words may take after its end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Bytes of a line: what is longer is several.
+const LONGEST_LINE: u64 = 64 << 10;
 
 /// The script says that something it needs is not there (`EX_UNAVAILABLE` of sysexits.h).
 const EX_UNAVAILABLE: i32 = 69;
@@ -97,27 +103,32 @@ pub(super) async fn run(
             .with_context(|| format!("reading what the tools say into `{}`", log.display()))
     };
     tokio::pin!(hearing);
-    let heard = tokio::select! {
-        heard = &mut hearing => Some(heard),
+    let ended = tokio::select! {
+        heard = &mut hearing => match heard {
+            Ok(_) => Some(child.wait().await?),
+            Err(error) => {
+                end(&mut child).await?;
+                return Err(error);
+            }
+        },
+        status = child.wait() => {
+            // What it has said before is on its way. Something that it left behind may say more, or nothing for ever.
+            let _ = tokio::time::timeout(LAST_WORDS, &mut hearing).await;
+            Some(status?)
+        }
         () = cancel.cancelled() => None,
     };
-    match heard {
-        Some(Ok(_)) => outcome(child.wait().await?, log),
-        Some(Err(error)) => {
-            end(&mut child).await?;
-            Err(error)
-        }
-        None => {
-            let ending = end(&mut child);
-            tokio::pin!(ending);
-            // Heard until the end, because a tool that nobody hears waits.
-            tokio::select! {
-                ended = &mut ending => ended?,
-                _ = hearing => ending.await?,
-            }
-            bail!("interrupted; nothing was left behind");
-        }
+    if let Some(status) = ended {
+        return outcome(status, log);
     }
+    let ending = end(&mut child);
+    tokio::pin!(ending);
+    // Heard until the end, because a tool that nobody hears waits.
+    tokio::select! {
+        ended = &mut ending => ended?,
+        _ = hearing => ending.await?,
+    }
+    bail!("interrupted; nothing was left behind");
 }
 
 fn spawn(mut command: Command) -> Result<Child> {
@@ -173,7 +184,12 @@ async fn tell_lines(
 ) -> std::io::Result<()> {
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
-    while stderr.read_until(b'\n', &mut line).await? > 0 {
+    while (&mut stderr)
+        .take(LONGEST_LINE)
+        .read_until(b'\n', &mut line)
+        .await?
+        > 0
+    {
         log.write_all(&line)?;
         let text = String::from_utf8_lossy(&line);
         listener(Told::Line(text.trim_end()));

@@ -18,7 +18,7 @@ pub struct Counters {
     pub waits: Times,
     /// VMs that were started.
     pub vm_starts: u64,
-    /// VMs that ended by themselves, before they could serve or after.
+    /// VMs that ended otherwise than by being told to, before they could serve or after.
     pub vm_failures: u64,
     /// How long VMs took until they could serve.
     pub starts: Times,

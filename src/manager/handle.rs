@@ -3,6 +3,7 @@
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::events::{EventSource, EventStream};
+use super::memory;
 use super::shell::{AfterShell, NoShell, OpenShell, ShellOrder};
 use super::status::Status;
 use super::ticket::{ManagerGone, SessionDesk};
@@ -160,6 +161,18 @@ impl ManagerHandle {
     /// The status of this moment.
     pub async fn status(&self) -> Result<Status, ManagerGone> {
         self.ask(|reply| Command::Status { reply }).await
+    }
+
+    /// The same, with what each VM takes of memory.
+    pub async fn measured_status(&self) -> Result<Status, ManagerGone> {
+        let mut status = self.status().await?;
+        // Off the manager's task, and off this one: the kernel walks each VM's memory for it.
+        let measured = tokio::task::spawn_blocking(move || {
+            memory::measure(&mut status);
+            status
+        });
+        // It ends early only with the whole process.
+        measured.await.map_err(|_| ManagerGone)
     }
 
     /// The status at its last change, and at each further one.

@@ -47,6 +47,7 @@ use system::ManagedSystem;
 use ticket::{NewSession, SessionDesk, SessionReport};
 use worked::WorkedDesk;
 
+use crate::activation::Handover;
 use crate::nix::System;
 use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{Policy, Share};
@@ -181,6 +182,15 @@ impl<B: VmBackend> Manager<B> {
     #[must_use]
     pub fn with_budget(self, budget: MachineBudget) -> Self {
         Self { budget, ..self }
+    }
+
+    /// Says nothing to those who wait where there is another manager for them.
+    #[must_use]
+    pub fn with_handover(mut self, handover: &Handover) -> Self {
+        for system in self.systems.values_mut() {
+            system.handover = handover.clone();
+        }
+        self
     }
 
     /// Runs until it was told to shut down and every VM is gone.

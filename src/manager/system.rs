@@ -17,6 +17,7 @@ use super::supervisor::{VmCommand, VmNews};
 use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
 use super::worked::WorkedDesk;
 use super::{News, SessionNews, VmFactory};
+use crate::activation::Handover;
 use crate::nix::{System, slot};
 use crate::pool::claim::{Outputs, Purpose};
 use crate::pool::policy::{BuildLimits, Policy, Share};
@@ -41,6 +42,7 @@ pub(super) struct ManagedSystem<B> {
     pub(super) counters: Counters,
     /// Whether memory held a VM back when it was last looked at.
     pub(super) is_short: bool,
+    pub(super) handover: Handover,
     /// Where it is told what sessions have had built, if somebody wants to know.
     pub(super) worked: Option<WorkedDesk>,
     pub(super) forecast: Option<SystemForecast>,
@@ -86,6 +88,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             sessions,
             counters: Counters::default(),
             is_short: false,
+            handover: Handover::default(),
             worked: None,
             is_degraded: false,
         }
@@ -236,8 +239,10 @@ impl<B: VmBackend> ManagedSystem<B> {
                     (self.sessions.get_mut(&session), self.vms.get(&id))
                 {
                     session.granted = Some(now);
-                    let waited = now.saturating_duration_since(session.opened);
-                    self.counters.waits.add(waited);
+                    if !session.is_over {
+                        let waited = now.saturating_duration_since(session.opened);
+                        self.counters.waits.add(waited);
+                    }
                     let taker = inputs.filter(|_| !session.fetch_only);
                     let inputs = session.look_up.take().zip(taker);
                     session.tell(SessionUpdate::Granted(Grant {

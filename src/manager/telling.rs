@@ -12,6 +12,7 @@ use super::system::ManagedSystem;
 use super::ticket::SessionUpdate;
 use super::waiting::{self, Ahead};
 use crate::pool::budget::Shortage;
+use crate::pool::claim::Purpose;
 use crate::pool::decision::Verdict;
 use crate::pool::policy::Share;
 use crate::pool::status::{PoolStatus, QueuedStatus};
@@ -23,8 +24,12 @@ impl<B: VmBackend> ManagedSystem<B> {
         let Some(session) = self.sessions.remove(&id) else {
             return;
         };
-        self.counters.sessions_rejected += 1;
-        warn!(session = id.0, %reason, "session rejected");
+        if self.handover.has_begun() && session.purpose() == Purpose::Build {
+            info!(session = id.0, "session left to the next manager");
+        } else {
+            self.counters.sessions_rejected += 1;
+            warn!(session = id.0, %reason, "session rejected");
+        }
         self.tell_closed(id);
         session.tell(SessionUpdate::Rejected(self.rejection(reason)));
     }

@@ -1,6 +1,7 @@
 //! The manager with fake VMs, in stopped time: hours pass in milliseconds.
 
 mod builds;
+mod counters;
 mod fake;
 mod forecast;
 mod memory;

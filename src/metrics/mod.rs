@@ -24,7 +24,7 @@ pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
 /// A status as metrics. It has no names of people, derivations or paths.
 ///
-/// `version` is the manager's. Memory is missing where the status has none ([`measure`](crate::manager::memory::measure)).
+/// `version` is the manager's. VMs whose memory was not measured count as taking none.
 ///
 /// # Panics
 ///
@@ -94,7 +94,8 @@ impl Metrics<'_, '_> {
             i64::try_from(mib.sum::<u64>() << 20).unwrap_or(i64::MAX)
         })?;
         self.counter("vm_starts", "VMs that were started", |all| all.vm_starts)?;
-        let failures = "VMs that ended by themselves, before they could serve or after";
+        let failures =
+            "VMs that ended otherwise than by being told to, before they could serve or after";
         self.counter("vm_failures", failures, |all| all.vm_failures)?;
         let starts = "How long VMs took until they could serve";
         self.times("vm_start_seconds", starts, |all| &all.starts)

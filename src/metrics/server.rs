@@ -9,15 +9,16 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
-use crate::manager::memory;
-use crate::manager::{ManagerHandle, ticket::ManagerGone};
+use crate::accept;
+use crate::manager::ManagerHandle;
+use crate::manager::ticket::ManagerGone;
 
 /// Connections at a time; further ones wait. Prometheus has one.
 const MOST_CONNECTIONS: usize = 8;
@@ -25,18 +26,13 @@ const MOST_CONNECTIONS: usize = 8;
 /// How long a connection may be there, whatever it does: Prometheus gives up after ten seconds by default.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// How long to wait after a failed accept: out of file descriptors is what fails, and only time helps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// How long a connection may take to ask: less than Prometheus waits, however many say nothing.
+const ASKING: Duration = Duration::from_secs(3);
 
 /// The manager's metrics of this moment.
 pub async fn of(manager: &ManagerHandle) -> Result<String, ManagerGone> {
-    let mut status = manager.status().await?;
-    // Off this task: the kernel walks each VM's memory for it.
-    let made = tokio::task::spawn_blocking(move || {
-        memory::measure(&mut status);
-        super::text(env!("CARGO_PKG_VERSION"), status)
-    });
-    made.await.map_err(|_| ManagerGone)
+    let status = manager.measured_status().await?;
+    Ok(super::text(env!("CARGO_PKG_VERSION"), status))
 }
 
 /// Serves `/metrics` until `end` is cancelled.
@@ -61,14 +57,7 @@ pub async fn answer(State(manager): State<ManagerHandle>) -> impl IntoResponse {
 async fn accept_forever(listener: &TcpListener, router: &Router) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(place) = room.clone().acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "metrics cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+        let (stream, _) = accept::next("metrics", |cx| listener.poll_accept(cx)).await;
         let router = router.clone();
         tokio::spawn(async move {
             serve_one(stream, router).await;
@@ -79,7 +68,9 @@ async fn accept_forever(listener: &TcpListener, router: &Router) {
 
 async fn serve_one(stream: TcpStream, router: Router) {
     let service = TowerToHyperService::new(router);
-    let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(ASKING);
+    let served = http.serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(LONGEST, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "a connection for metrics broke"),

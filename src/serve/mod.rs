@@ -65,16 +65,18 @@ pub async fn run(
     let open_files = open_files::raise_limit().context("raising the limit of open files")?;
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;
-    let held = clean_up(paths).await?;
-    let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
-    let gateway_config = gateway_config(&config, &keys, Limits::within(open_files))?;
+    let given = given.at(config.is_listen_set.then_some(config.listen));
     let handover = Handover::of(&given, &shutdown);
+    // First of all: who may come by them is decided here as well, and somebody may have come already.
     let sockets = Sockets::open(&config, paths, given).await?;
-    // Port 0 is any that is free, and an address that was given is whatever it is.
+    // The configuration may say any port that is free, and an address that was given is whatever it is.
     config.listen = sockets
         .gateway
         .local_addr()
         .context("the gateway's address")?;
+    let held = clean_up(paths).await?;
+    let keys = GatewayKeys::load_or_create(&paths.keys()).context("the gateway's keys")?;
+    let gateway_config = gateway_config(&config, &keys, Limits::within(open_files))?;
     let records = Records::start(&config, paths)?;
     let files = ClientFiles::write(&config, paths, &keys, handover.clone())?;
 
@@ -88,7 +90,8 @@ pub async fn run(
     info!(state = %paths.state().display(), gateway = %config.listen, open_files, connections, "serving");
     let factory = machines::factory(&config, paths);
     let (manager, handle) = Manager::new(policies(&config), &factory);
-    let manager = records.told_by(manager.with_budget(config.budget));
+    let manager = manager.with_budget(config.budget).with_handover(&handover);
+    let manager = records.told_by(manager);
     let servers = Servers::start(
         sockets,
         gateway_config,
@@ -96,15 +99,20 @@ pub async fn run(
         Control {
             info: info.clone(),
             shutdown: shutdown.clone(),
-            handover,
+            handover: handover.clone(),
         },
     );
     let files = tokio::spawn(files.follow(handle.changes()));
     drop(handle);
     let held = tokio::spawn(look_after(held, shutdown.clone()));
     ready(&info);
-    manager.run(shutdown).await;
-    held.await?;
+    manager.run(shutdown.clone()).await;
+    if handover.has_begun() && !shutdown.now.is_cancelled() {
+        // The next manager looks after them.
+        held.abort();
+    } else {
+        held.await?;
+    }
 
     info!("every VM is gone");
     records.written().await;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{Answer, Place, Request};
+use crate::accept;
 use crate::connect::wire::{self, Reader, Writer};
 use crate::manager::ManagerHandle;
 use crate::manager::shell::{AfterShell, OpenShell, ShellEnd};
@@ -19,9 +20,6 @@ use crate::manager::ticket::{
 use crate::nix::System;
 use crate::vm::ShellProgram;
 
-/// How long to wait after a failed accept: out of file descriptors is what fails, and only time helps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
-
 /// How long those whose VM has ended with the manager may take to be told.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -30,15 +28,9 @@ pub async fn serve(listener: UnixListener, manager: ManagerHandle, stop: Cancell
     let shells = TaskTracker::new();
     let accept = async {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    shells.spawn(serve_one(stream, manager.clone()));
-                }
-                Err(error) => {
-                    warn!(%error, "no connection for a shell can be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+            let (stream, _) =
+                accept::next("the socket for shells", |cx| listener.poll_accept(cx)).await;
+            shells.spawn(serve_one(stream, manager.clone()));
         }
     };
     tokio::select! {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKey};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -117,7 +117,9 @@ async fn every_kind_of_key_that_can_be_configured_can_log_in() {
         keygen.args(["-q", "-N", "", "-t", kind, "-b", bits, "-f"]);
         let made = within(keygen.arg(&file).status()).await.unwrap();
         assert!(made.success());
-        let key = private_key(&file).public_key().clone();
+        // Not out of the private key, of which one in 256 has a number that begins with zeros, and cannot be read here.
+        let public = std::fs::read_to_string(file.with_extension("pub")).unwrap();
+        let key = PublicKey::from_openssh(&public).unwrap();
         assert!(KEY_KINDS.contains(&key.algorithm()), "{kind} {bits}");
         let rig = Rig::with_key(key).await;
         drop(rig.client_with(&file).await);

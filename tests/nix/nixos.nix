@@ -210,11 +210,11 @@ in
       };
       after = strings;
       before = strings;
-      notSocketActivated = mkOption {
-        type = types.bool;
-        default = false;
-      };
       requires = strings;
+      stopIfChanged = mkOption {
+        type = types.bool;
+        default = true;
+      };
       wantedBy = strings;
       wants = strings;
       environment = mkOption {

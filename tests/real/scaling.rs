@@ -1,15 +1,11 @@
 //! Pools of real VMs that grow with what waits, within what they may have, and go. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use common::Installation;
-use common::nix::{Nix, Running, derivation, started};
+use crate::common::Installation;
+use crate::common::nix::{Nix, Running, derivation, started};
 use serde_json::Value;
 
 const RISCV64: &str = "riscv64-linux";
@@ -114,7 +110,7 @@ fn fragile_qemu(installation: &Installation) -> PathBuf {
     );
     fs::write(&qemu, script).unwrap();
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
-    let profile = include_str!("../vm-configs/riscv64-linux.toml");
+    let profile = include_str!("../../vm-configs/riscv64-linux.toml");
     let profile = profile.replace(
         "\"qemu-system-riscv64\"",
         &format!("\"{}\"", qemu.display()),
@@ -135,7 +131,7 @@ fn guests_that_never_get_ready_degrade_a_pool_and_one_that_does_heals_it() {
     let nix = Nix::new(&installation);
     let expression = derivation(RISCV64, "patient", "", "echo built > $out");
     let output = nix.build(&expression).output().unwrap();
-    let said = common::nix::stderr(&output);
+    let said = crate::common::nix::stderr(&output);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("the guest agent"), "{said}");
     let status = installation.run(&["status"]);
@@ -143,7 +139,7 @@ fn guests_that_never_get_ready_degrade_a_pool_and_one_that_does_heals_it() {
     assert!(status.stdout.contains("degraded"), "{status:?}");
     // Who comes now is told at once.
     let again = nix.build(&expression).output().unwrap();
-    let said = common::nix::stderr(&again);
+    let said = crate::common::nix::stderr(&again);
     assert!(said.contains("the last 3 starts failed"), "{said}");
 
     fs::remove_file(broken).unwrap();

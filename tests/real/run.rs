@@ -1,17 +1,13 @@
 //! `xpool run` with real guests and a real Nix client: builders for one command, and nothing left after it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::nix::{derivation, stderr};
-use common::{Installation, ended, signal};
+use crate::common::nix::{derivation, stderr};
+use crate::common::{Installation, ended, signal};
 use rustix::process::Signal;
 
 const RISCV64: &str = "riscv64-linux";

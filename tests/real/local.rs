@@ -1,19 +1,15 @@
 //! The local transport: Nix starts `xpool connect`, and what happens to a build when the manager, the client, or QEMU goes away.
 //! `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::nix::{Nix, Running, Transport, Version, derivation, sleeper, started};
-use common::{ended, now, pid_of, signal};
+use crate::common::nix::{Nix, Running, Transport, Version, derivation, sleeper, started};
+use crate::common::{ended, now, pid_of, signal};
 use rustix::process::{Signal, kill_process_group};
 
 const SYSTEM: &str = "riscv64-linux";
 
-fn nix(installation: &common::Installation) -> Nix<'_> {
+fn nix(installation: &crate::common::Installation) -> Nix<'_> {
     Nix::by(Transport::Local, Version::Own, installation)
 }
 

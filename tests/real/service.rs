@@ -1,18 +1,14 @@
 //! The units of scripts/systemd, installed as they say themselves, in a systemd that runs them, with a real Nix and real guests.
 //! `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::inputs::copied;
-use common::machine::Machine;
-use common::nix::{derivation, sleeper, stderr};
-use common::{ended, skip};
+use crate::common::inputs::copied;
+use crate::common::machine::Machine;
+use crate::common::nix::{derivation, sleeper, stderr};
+use crate::common::{ended, skip};
 
 const SYSTEM: &str = "riscv64-linux";
 

@@ -1,9 +1,5 @@
 //! This machine's store inside a guest, as the guest's root sees it. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +8,9 @@ use tempfile::TempDir;
 use xpool::nix::System;
 use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmSpec};
 
-use common::inputs::{damage, listing};
-use common::nix::stderr;
-use common::vm::{boot_with, handshake, in_guest, soon, spec, templates};
+use crate::common::inputs::{damage, listing};
+use crate::common::nix::stderr;
+use crate::common::vm::{boot_with, handshake, in_guest, soon, spec, templates};
 
 const SYSTEM: System = System::Riscv64Linux;
 

@@ -1,18 +1,14 @@
 //! What every Nix client does day by day, with each version of Nix and by each way to the pool. `scripts/test` makes the
 //! images and the clients and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::thread;
 
-use common::matrix::{Client, SYSTEM, VERSIONS, clients, each, installed};
-use common::nix::{Nix, Transport, Version, derivation, started};
-use common::{Installation, namespace, skip};
+use crate::common::matrix::{Client, SYSTEM, VERSIONS, clients, each, installed};
+use crate::common::nix::{Nix, Transport, Version, derivation, started};
+use crate::common::{Installation, namespace, skip};
 
 /// Few, so that clients wait for each other's builds as well.
 const TWO_VMS: &str = "max-vms = 2\n";
@@ -273,7 +269,7 @@ fn checked_as_with_nix_alone(client: &Client<'_>) {
             checked(&client.nix.machines, ours),
             checked(&builder, alone),
         );
-        let texts = [&ours, &alone].map(common::nix::stderr);
+        let texts = [&ours, &alone].map(crate::common::nix::stderr);
         assert_eq!(ours.status.code(), alone.status.code(), "{texts:#?}");
     }
 }
@@ -314,7 +310,7 @@ fn a_vm_that_is_kept_checks_builds_and_says_which_are_not_the_same_again() {
     // One VM, which is the store of all of them, one after another.
     let pool = format!(
         "[pool]\nbuild-machines = {}\nmax-vms = 1\nreuse = \"always\"\n",
-        common::matrix::CLIENTS
+        crate::common::matrix::CLIENTS
     );
     let (installation, _serving) = started(&pool);
     for client in &clients(&installation) {

@@ -1,15 +1,11 @@
 //! Clients that are interrupted as by Ctrl-C in a terminal, in every phase of a build, with each version of Nix and by each
 //! way to the pool. `scripts/test` makes the images and the clients and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 
-use common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
-use common::nix::{Running, derivation};
-use common::{Installation, ended, pid_of};
+use crate::common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
+use crate::common::nix::{Running, derivation};
+use crate::common::{Installation, ended, pid_of};
 use rustix::process::{Signal, kill_process_group};
 
 /// Waits until a client has a session that does something, by what `xpool status` says of it.

@@ -1,16 +1,12 @@
 //! Builds on machines that nobody used before: copies of a guest that was booted once, each for one build.
 //! `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command};
 
-use common::nix::{Nix, derivation, sleeper, started, stderr};
-use common::{Installation, Serving, ended, skip};
+use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::{Installation, Serving, ended, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -360,7 +356,8 @@ fn a_client_that_is_killed_takes_its_vm_with_it() {
         running.log().contains("the build runs")
     });
     let before = installation.qemus();
-    rustix::process::kill_process_group(common::pid_of(running.child.id()), Signal::KILL).unwrap();
+    rustix::process::kill_process_group(crate::common::pid_of(running.child.id()), Signal::KILL)
+        .unwrap();
     running.child.wait().unwrap();
     installation.until("its VM is gone", || {
         installation.qemus().is_empty() && installation.leftovers().is_empty()

@@ -1,13 +1,9 @@
 //! `xpool up`, as a person types it: the manager in the background, the VM, and the command that it prints.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::process::{Command, Stdio};
 
-use common::{Installation, ended};
+use crate::common::{Installation, ended};
 
 #[test]
 fn up_starts_everything_and_the_command_that_it_prints_works() {

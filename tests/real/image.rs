@@ -1,14 +1,10 @@
 //! Making images for real, out of Debian packages. `scripts/test` installs what it needs and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::net::TcpListener;
 use std::process::Stdio;
 
-use common::{Installation, ended, signal};
+use crate::common::{Installation, ended, signal};
 use rustix::process::Signal;
 
 /// What is in the folder of images, but for the empty files that keep two builds apart.

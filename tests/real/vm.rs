@@ -6,8 +6,6 @@
     reason = "tests: a panic is a failure, and stages go to its output"
 )]
 
-mod common;
-
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -19,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use xpool::nix::System;
 use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmBackend as _, VmExit};
 
-use common::vm::{
+use crate::common::vm::{
     PATIENCE, boot_of, handshake, in_guest, private_parent, qemu_pid, signal, soon, spec,
 };
 
@@ -163,7 +161,7 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn a_full_disk_ends_the_vm_and_is_named() {
     let Some(disk) = SmallDisk::mount() else {
-        return common::skip(
+        return crate::common::skip(
             "a_full_disk_ends_the_vm_and_is_named",
             "making a small disk takes root",
         );

@@ -1,16 +1,12 @@
 //! `xpool ssh` with real guests: streams, exit codes, terminals, and what is left when somebody goes.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Stdio};
 
-use common::nix::{Nix, sleeper, started};
-use common::{Installation, Said, ended, signal};
+use crate::common::nix::{Nix, sleeper, started};
+use crate::common::{Installation, Said, ended, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -213,14 +209,14 @@ impl Terminal {
     /// Reads until this text is shown, and forgets what came before and with it.
     #[track_caller]
     fn shows(&mut self, text: &str) {
-        let end = common::now() + common::PATIENCE;
+        let end = crate::common::now() + crate::common::PATIENCE;
         let mut chunk = [0; 4096];
         loop {
             if let Some(at) = self.shown.find(text) {
                 self.shown.drain(..at + text.len());
                 return;
             }
-            let left = end.saturating_duration_since(common::now());
+            let left = end.saturating_duration_since(crate::common::now());
             let mut ready = [PollFd::new(&self.master, PollFlags::IN)];
             poll(&mut ready, Some(&left.try_into().unwrap())).unwrap();
             assert!(

@@ -1,15 +1,11 @@
 //! Real Nix clients, through the real gateway, building on real VMs. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::nix::{Nix, Version, derivation, sleeper, started, stderr};
-use common::{ended, namespace, now, pid_of, signal};
+use crate::common::nix::{Nix, Version, derivation, sleeper, started, stderr};
+use crate::common::{ended, namespace, now, pid_of, signal};
 use rustix::process::{Signal, kill_process_group};
 
 fn inputs_and_two_outputs(system: &str, version: Version) {

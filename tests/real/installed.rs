@@ -1,16 +1,12 @@
 //! Nix that takes a port in a URI: what is installed leads it to a machine, and ssh needs no configuration. `scripts/test`
 //! makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::nix::{derivation, started};
-use common::{namespace, skip};
+use crate::common::nix::{derivation, started};
+use crate::common::{namespace, skip};
 
 #[test]
 fn newest_nix_builds_by_address_and_port_without_an_ssh_configuration() {

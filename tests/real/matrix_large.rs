@@ -1,18 +1,14 @@
 //! Builds that say much, nothing, or give much, and many at once, with each version of Nix and by each way to the pool.
 //! `scripts/test` makes the images and the clients and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
-use common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
-use common::nix::{Transport, derivation, stderr};
-use common::{ended, now};
+use crate::common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
+use crate::common::nix::{Transport, derivation, stderr};
+use crate::common::{ended, now};
 use sha2::{Digest as _, Sha256};
 
 /// A number of kB out of what the kernel says of a process.

@@ -1,14 +1,10 @@
 //! Inputs that VMs see are not deleted from this machine's store. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
-use common::Installation;
-use common::inputs::{SHARED, added, copied, inputs, on_host, said};
-use common::namespace;
-use common::nix::{Nix, derivation, started, stderr};
-use common::{Serving, ended};
+use crate::common::Installation;
+use crate::common::inputs::{SHARED, added, copied, inputs, on_host, said};
+use crate::common::namespace;
+use crate::common::nix::{Nix, derivation, started, stderr};
+use crate::common::{Serving, ended};
 
 const SYSTEM: &str = "riscv64-linux";
 

@@ -1,16 +1,12 @@
 //! VMs that see nothing of this machine's store, because the configuration says so. `scripts/test` makes the images and
 //! runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::process::{Command, Stdio};
 
-use common::inputs::{SHARED, copied, inputs};
-use common::nix::{Nix, derivation, started};
-use common::{Installation, ended};
+use crate::common::inputs::{SHARED, copied, inputs};
+use crate::common::nix::{Nix, derivation, started};
+use crate::common::{Installation, ended};
 
 const SYSTEM: &str = "riscv64-linux";
 

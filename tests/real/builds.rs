@@ -1,13 +1,9 @@
 //! What is seen of real builds, and the limits that they have. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::process::Stdio;
 
-use common::nix::{Nix, derivation, sleeper, started, stderr};
-use common::{Installation, ended, namespace};
+use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::{Installation, ended, namespace};
 use serde_json::Value;
 
 /// A build that enters a phase, writes lines with what a terminal would obey, and takes its time.

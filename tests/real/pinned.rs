@@ -1,15 +1,11 @@
 //! Real Nix clients that name the machine they want, and machines that go when everything is fetched. `scripts/test` makes the
 //! images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::process::Command;
 
-use common::nix::{Nix, derivation, sleeper, started, stderr};
-use common::{ended, namespace};
+use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::{ended, namespace};
 
 const SYSTEM: &str = "riscv64-linux";
 const VM: &str = "ssh-ng://vm-riscv64-1@xpool-riscv64";

@@ -1,15 +1,11 @@
 //! Templates that are damaged, out of date, or never finished. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{Installation, ended};
+use crate::common::{Installation, ended};
 use rustix::process::Signal;
 
 const CONFIG: &str = "[pool]\nmax-vms = 1\n";

@@ -1,18 +1,14 @@
 //! Inputs that need not be copied: this machine's store inside the guests. `scripts/test` makes the images and runs it.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::inputs::{SHARED, added, built, copied, damage, inputs, listing, on_host, said};
-use common::nix::{Nix, Version, derivation, started};
-use common::{Installation, namespace};
+use crate::common::inputs::{SHARED, added, built, copied, damage, inputs, listing, on_host, said};
+use crate::common::nix::{Nix, Version, derivation, started};
+use crate::common::{Installation, namespace};
 
 const SYSTEM: &str = "riscv64-linux";
 

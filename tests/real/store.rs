@@ -1,14 +1,10 @@
 //! Real Nix clients whose store is /nix/store, as most have it: a folder of the test's that it, xpool and QEMU see there.
 
-#![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
-
-mod common;
-
 use std::fs;
 
-use common::Installation;
-use common::namespace;
-use common::nix::{Nix, derivation, stderr};
+use crate::common::Installation;
+use crate::common::namespace;
+use crate::common::nix::{Nix, derivation, stderr};
 
 /// Has a derivation with a source built, and looks for its output in the folder that is /nix.
 fn builds_from_a_source(nix: &Nix<'_>) {
