@@ -6,6 +6,7 @@
 mod boot;
 mod builds;
 pub mod counters;
+mod ended;
 pub mod events;
 pub mod forecast;
 mod handle;

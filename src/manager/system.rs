@@ -22,7 +22,7 @@ use crate::nix::{System, slot};
 use crate::pool::claim::{Outputs, Purpose};
 use crate::pool::policy::{BuildLimits, Policy, Share};
 use crate::pool::shape::Shape;
-use crate::pool::{Action, Event, Exit, Pool, SessionId, VmId};
+use crate::pool::{Action, Event, Pool, SessionId, VmId};
 use crate::store::HostStore;
 use crate::vm::VmBackend;
 
@@ -311,61 +311,6 @@ impl<B: VmBackend> ManagedSystem<B> {
             debug!(vm = vm.name, is_paused, "VM");
             vm.is_paused = is_paused;
         }
-    }
-
-    fn vm_ended(&mut self, now: Instant, id: VmId, exit: Exit) {
-        let Some(vm) = self.vms.remove(&id) else {
-            return;
-        };
-        let cause = match &exit {
-            Exit::Stopped => "it was stopped".to_owned(),
-            Exit::Failed { reason, .. } => reason.clone(),
-        };
-        match exit {
-            Exit::Stopped => info!(vm = vm.name, "VM stopped"),
-            Exit::Failed { .. } => {
-                self.counters.vm_failures += 1;
-                warn!(vm = vm.name, cause, "VM ended by itself");
-            }
-        }
-        self.events.tell(|| Happening::VmEnded {
-            vm: vm.name.clone(),
-            because: cause.clone(),
-        });
-        let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.sessions)
-            .into_iter()
-            .partition(|(_, session)| session.vm == Some(id));
-        self.sessions = others;
-        self.handle(now, Event::VmExited(id, exit));
-        for (session_id, session) in served {
-            if session.can_be_returned() {
-                self.return_session(now, session_id, session);
-            } else {
-                let (vm, log) = (vm.name.clone(), vm.console_log.clone());
-                let why = format!("{vm} ended: {cause}");
-                self.builds.session_ended(session_id, &why);
-                if !session.is_over {
-                    if let Some(desk) = &self.worked {
-                        desk.note(now, self.system, &session);
-                    }
-                    self.tell_closed(session_id);
-                }
-                session.tell(SessionUpdate::VmGone {
-                    vm,
-                    cause: cause.clone(),
-                    log,
-                });
-            }
-        }
-    }
-
-    /// Lets a session that has not used its VM wait for another one.
-    fn return_session(&mut self, now: Instant, id: SessionId, mut session: ManagedSession) {
-        session.vm = None;
-        session.returns += 1;
-        let claim = session.claim();
-        self.sessions.insert(id, session);
-        self.handle(now, Event::SessionReturned(id, claim));
     }
 
     pub(super) fn session_news(&mut self, now: Instant, id: SessionId, news: SessionNews) {
