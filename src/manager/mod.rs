@@ -111,6 +111,8 @@ pub struct Manager<B: VmBackend> {
     news: mpsc::UnboundedReceiver<News>,
     changes: watch::Sender<Status>,
     downs: Vec<DownWaiter>,
+    /// Wishes that are noted, and whose callers are to see it in the next status.
+    noted: Vec<oneshot::Sender<()>>,
     sessions: u64,
     memory: HostMemory,
     pressure: HostPressure,
@@ -153,6 +155,7 @@ impl<B: VmBackend> Manager<B> {
             news,
             changes,
             downs: Vec::new(),
+            noted: Vec::new(),
             sessions: 0,
             memory: HostMemory::new("/proc/meminfo".into()),
             pressure: HostPressure {
@@ -249,8 +252,7 @@ impl<B: VmBackend> Manager<B> {
             } => {
                 self.with_machine(system, |system| system.handle(now(), Event::Up(count)));
                 self.answer_downs(Downed::BroughtUp, |systems| systems.contains(&system));
-                // A caller that has gone does not want to know.
-                let _ = reply.send(());
+                self.noted.push(reply);
             }
             Command::Down {
                 systems,
@@ -323,10 +325,15 @@ impl<B: VmBackend> Manager<B> {
             .filter(|(_, system)| system.is_down())
             .map(|(name, _)| *name)
             .collect();
+        self.changes.send_replace(self.status());
+        // Who has an answer and then looks sees nothing older.
+        for reply in self.noted.drain(..) {
+            // A caller that has gone does not want to know.
+            let _ = reply.send(());
+        }
         self.answer_downs(Downed::Down, |systems| {
             systems.iter().all(|name| down.contains(name))
         });
-        self.changes.send_replace(self.status());
     }
 
     fn answer_downs(&mut self, answer: Downed, is_meant: impl Fn(&[System]) -> bool) {
