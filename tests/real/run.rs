@@ -126,6 +126,13 @@ fn a_command_that_is_cancelled_leaves_nothing() {
     });
 }
 
+/// Whether a process has ended, be it that nobody has asked for its exit code yet.
+fn is_dead(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    state.is_empty() || state.starts_with(['Z', 'X'])
+}
+
 #[test]
 fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
     let installation = installation();
@@ -135,9 +142,12 @@ fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
     let pid = locks
         .into_iter()
         .find_map(|lock| fs::read_to_string(lock).ok());
-    signal(pid.unwrap().trim().parse().unwrap(), Signal::KILL);
+    let manager = pid.unwrap().trim().parse().unwrap();
+    signal(manager, Signal::KILL);
     signal(killed.id(), Signal::KILL);
     ended(&mut killed);
+    // Until then the folder is its own, and the next one lets it be.
+    installation.until("the manager is dead", || is_dead(manager));
     assert_ne!(left(&installation), [""; 0]);
     let next = run(&installation, &["riscv64"], &["true"])
         .output()
