@@ -9,7 +9,6 @@ use super::attached::{Attached, Place};
 use super::{Context, machines, up};
 use crate::config::environment;
 use crate::nix::System;
-use crate::output::Printer;
 
 /// They are there until [`Self::end`], or until this process ends.
 pub(super) struct Builders {
@@ -52,11 +51,6 @@ impl Builders {
             ("NIX_CONFIG", nix_config(&before, &lines).into()),
             ("XPOOL_STATE_DIR", state),
         ])
-    }
-
-    /// What prints.
-    pub(super) fn printer(&self) -> Printer {
-        self.context.printer
     }
 
     /// Ends them, and says so if their manager had ended already.

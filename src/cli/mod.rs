@@ -1,6 +1,7 @@
 //! The command line: what can be said, and which command takes it.
 
 mod attached;
+mod bound;
 mod builders;
 mod builds;
 mod config;
@@ -151,6 +152,9 @@ enum Command {
     /// Write manual pages of all commands into a folder; for packages
     #[command(hide = true)]
     Man(generate::ManArgs),
+    /// Run a command that ends with the process that asks for it
+    #[command(hide = true)]
+    Bound(bound::BoundArgs),
     /// Run the manager in the foreground
     Serve(serve::ServeArgs),
 }
@@ -272,6 +276,7 @@ impl Cli {
             Command::Logs(args) => logs::run(&context, &args).await,
             Command::Ssh(args) => return ssh::run(&context, args).await,
             Command::Run(args) => return run::run(&context, &args).await,
+            Command::Bound(args) => return bound::run(&context, &args),
             Command::Simulate(args) => simulate::run(&context, &args),
             Command::Image(command) => image::run(&context, &command).await,
             Command::Config(command) => config::run(&context, &command),

@@ -4,23 +4,20 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::bound::BoundArgs;
 use super::builders::Builders;
 use super::{Context, image, parse_system};
 use crate::config::environment;
 use crate::nix::System;
 use crate::output::fold::{Fold, LogKind};
 
-/// What a shell says of a program that is not there, and of one that cannot be run.
-const NOT_FOUND: u8 = 127;
-const NOT_RUNNABLE: u8 = 126;
-
-/// And of one that Ctrl-C has ended.
+/// What a shell says of a program that Ctrl-C has ended.
 const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Args)]
@@ -38,7 +35,7 @@ const AFTER_HELP: &str = "\
 The command finds the builders in NIX_CONFIG, in the place of others that Nix is configured with, and in XPOOL_STATE_DIR
 the manager, for `xpool status`. Where a nix-daemon builds, its user must be a trusted user of Nix. The manager and its VMs
 are there for this command only, and gone when it ends, however it ends; images and templates stay in the cache. Exits as the
-command does, with 128 and the signal's number if a signal ended it.";
+command does, with 128 and the signal's number if a signal ended it. Where this program is killed, the command gets SIGTERM.";
 
 pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
     let kind = LogKind::of(environment::says_true);
@@ -71,24 +68,26 @@ fn wanted(named: &[System]) -> Vec<System> {
     }
 }
 
-/// Runs the command to its end.
+/// Runs the command to its end, which comes with ours at the latest: should this process be killed, the kernel tells the command.
 async fn command(builders: &Builders, command: &[OsString], signals: &mut Signals) -> Result<u8> {
-    let Some((program, rest)) = command.split_first() else {
-        bail!("there is no command to run");
-    };
-    let mut command = Command::new(program);
-    command.args(rest).envs(builders.environment().await?);
-    match command.spawn() {
-        Ok(child) => Ok(exit_code(signals.pass_on(child).await?)),
-        Err(error) => {
-            let name = program.to_string_lossy();
-            let is_missing = error.kind() == std::io::ErrorKind::NotFound;
-            builders
-                .printer()
-                .error(&format!("running `{name}`: {error}"), &[]);
-            Ok(if is_missing { NOT_FOUND } else { NOT_RUNNABLE })
-        }
+    let own = std::env::current_exe().context("finding xpool's own program")?;
+    let mut bound = Command::new(own);
+    bound
+        .args(BoundArgs::to_this(command))
+        .envs(builders.environment().await?);
+    // A terminal's Ctrl-C is for all that runs in it. Where there is none, who cancels a job tells this process alone, and a shell
+    // would keep it to itself until what it runs has ended.
+    let is_group = !has_terminal();
+    if is_group {
+        bound.process_group(0);
     }
+    let child = bound.spawn().context("starting the command")?;
+    Ok(exit_code(signals.pass_on(child, is_group).await?))
+}
+
+/// Whether there is a terminal that this process belongs to, whatever its streams are.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
 }
 
 fn exit_code(status: ExitStatus) -> u8 {
@@ -114,8 +113,9 @@ impl Signals {
         })
     }
 
-    /// The command's end. It is given the first signal, and with a second one it is killed.
-    async fn pass_on(&mut self, mut child: Child) -> Result<ExitStatus> {
+    /// The command's end. It is given the first signal, and with a second one it is killed; with all that it has started, where
+    /// it leads a process group.
+    async fn pass_on(&mut self, mut child: Child, is_group: bool) -> Result<ExitStatus> {
         let mut asked = 0;
         loop {
             let signal = tokio::select! {
@@ -129,8 +129,13 @@ impl Signals {
             let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
             // A terminal's Ctrl-C has reached it already: who gets it twice may take it for impatience.
             if let Some(pid) = pid.filter(|_| asked > 1 || !is_from_terminal(signal)) {
+                let kill = if is_group {
+                    kill_process_group
+                } else {
+                    kill_process
+                };
                 // It may have ended just now.
-                let _ = kill_process(pid, signal);
+                let _ = kill(pid, signal);
             }
         }
     }

@@ -44,9 +44,24 @@ fn build(installation: &Installation, systems: &[&str], expression: &str) -> Com
     run(installation, systems, &[&nix[..], &[expression]].concat())
 }
 
-/// Processes of the installation's managers and VMs, and folders of managers.
+/// What runs with such a manager's builders: the commands, and what these have started.
+fn with_builders(installation: &Installation) -> Vec<u32> {
+    let told = format!("XPOOL_STATE_DIR={}/run-", installation.state().display());
+    let is_told = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut told_all = environment.split(|byte| *byte == 0);
+        told_all.any(|variable| variable.starts_with(told.as_bytes()))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_told).collect()
+}
+
+/// Processes of the installation's managers, VMs and commands, and folders of managers.
 fn left(installation: &Installation) -> Vec<String> {
-    let mut left: Vec<String> = installation.qemus().iter().map(u32::to_string).collect();
+    let qemus = installation.qemus();
+    let processes = qemus.into_iter().chain(with_builders(installation));
+    let mut left: Vec<String> = processes.map(|pid| pid.to_string()).collect();
     let state = fs::read_dir(installation.state()).unwrap().flatten();
     let names = state.map(|entry| entry.file_name().into_string().unwrap());
     left.extend(names.filter(|name| name.starts_with("run-")));
@@ -119,9 +134,10 @@ fn a_command_that_is_cancelled_leaves_nothing() {
     assert_nothing_is_left(&installation);
 
     let mut killed = building(&installation);
+    assert_ne!(with_builders(&installation), [0; 0]);
     signal(killed.id(), Signal::KILL);
     ended(&mut killed);
-    installation.until("the manager has seen it and is gone", || {
+    installation.until("manager and command have seen it and are gone", || {
         left(&installation).is_empty()
     });
 }
@@ -147,7 +163,9 @@ fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
     signal(killed.id(), Signal::KILL);
     ended(&mut killed);
     // Until then the folder is its own, and the next one lets it be.
-    installation.until("the manager is dead", || is_dead(manager));
+    installation.until("manager and command are dead", || {
+        is_dead(manager) && with_builders(&installation).is_empty()
+    });
     assert_ne!(left(&installation), [""; 0]);
     let next = run(&installation, &["riscv64"], &["true"])
         .output()
