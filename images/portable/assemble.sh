@@ -28,11 +28,15 @@ unavailable() {
 }
 
 unpack() {
+    # Below the new root, too, apt looks where its maker said: that of nixpkgs below /nix/store. mmdebstrap writes for Debian's.
+    # shellcheck disable=SC2016 # mmdebstrap's shell expands it
+    local dirs='printf "Dir::%s\";\n" "Cache \"var/cache/apt" "Etc \"etc/apt" "Log \"var/log/apt" "State \"var/lib/apt" \
+        >>"$MMDEBSTRAP_APT_CONFIG"'
     # The mode chrootless needs neither root nor namespaces; with the variant extract no package
     # script runs, which is what its warning is about.
     mmdebstrap --mode=chrootless --variant=extract --format=directory --skip=check/chrootless \
         --architectures="$arch" --components=main --keyring="$keyring" --include="$packages" \
-        --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' \
+        --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' --setup-hook="$dirs" \
         "$@" "$suite" "$root" ${XPOOL_DEBIAN_MIRROR:+"$XPOOL_DEBIAN_MIRROR"} 2>&1 | tee "$log"
 }
 

@@ -93,6 +93,8 @@ pub(super) async fn run(
     let mut command = Command::new("bash");
     command.arg(script).arg(system.name()).arg(out);
     command.env("XPOOL_BUILD_TMP", scratch);
+    // Where it was called may be a folder that this user cannot enter, as after `sudo -u`; some of the tools want to go back there.
+    command.current_dir("/");
     let mut child = spawn(command)?;
     let stdout = child.stdout.take().context("the script's output")?;
     let stderr = child.stderr.take().context("what the tools say")?;
