@@ -159,7 +159,8 @@ let
           ServerAliveCountMax 3
       '';
     in
-    lib.concatStringsSep "\n" (map entry systems);
+    # What another module says without a `Host` of its own is not for the last of these only.
+    lib.concatStringsSep "\n" (map entry systems ++ [ "Match all\n" ]);
 in
 {
   options.services.xpool = {
@@ -300,6 +301,11 @@ in
     # Only root can read the key that it names.
     programs.ssh.extraConfig = lib.mkIf (cfg.builders && cfg.transport == "ssh") ssh;
 
+    # Lix, and Nix before 2.20, have bash start what Nix runs in the place of ssh.
+    systemd.services.nix-daemon = lib.mkIf (cfg.builders && cfg.transport == "local") {
+      path = [ pkgs.bash ];
+    };
+
     systemd.sockets.xpool = {
       description = "xpool: where Nix and commands come";
       wantedBy = [ "sockets.target" ];
@@ -371,7 +377,8 @@ in
     # folder is the manager's: named as this one's as well, it would be given back what the manager has given to a group.
     systemd.services.xpool-images = {
       description = "xpool: guest images";
-      wantedBy = [ "multi-user.target" ];
+      # Not by a target, which would wait for it, and a boot with it.
+      wantedBy = [ "xpool.service" ];
       wants = [ "network-online.target" ];
       after = [
         "network-online.target"
@@ -386,7 +393,8 @@ in
       '';
       # Debian's packages have set-user-ID files, which are unpacked as what they are, by programs that take themselves for root's.
       serviceConfig = sandbox // {
-        Type = "oneshot";
+        # Nobody waits for its end.
+        Type = "exec";
         ReadWritePaths = [ "-${state}" ];
         SystemCallFilter = [ "@system-service" ];
         SystemCallErrorNumber = "EPERM";

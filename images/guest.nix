@@ -91,7 +91,21 @@ in
 
   # The agent, which the manager has run /usr/bin/xpool-guest. A session is not ended when the agent dies and is started
   # again, nor when what a session started has used up the memory.
-  services.qemuGuest.enable = true;
+  services.qemuGuest = {
+    enable = true;
+    # Otherwise it is an output of QEMU with its windows and sound, which no cache has for riscv64 and nobody wants to compile.
+    package =
+      lib.mkIf (pkgs.stdenv.buildPlatform != pkgs.stdenv.hostPlatform || pkgs.stdenv.hostPlatform.isRiscV64)
+        (
+          pkgs.qemu-utils.override {
+            guestAgentSupport = true;
+            enableDocs = false;
+          }
+        ).ga;
+  };
+  # The agent has the clock written back to the machine's, which is thrown away: hwclock would wait for the next half second, as
+  # busy as it can be, in each copy. Without a program of this name the agent does not set the clock at all.
+  environment.systemPackages = [ (lib.hiPrio (pkgs.writeShellScriptBin "hwclock" "")) ];
   systemd.services.qemu-guest-agent = {
     path = tools;
     serviceConfig = onConsole // {
@@ -125,6 +139,8 @@ in
   systemd.services.nix-daemon = {
     wantedBy = [ "multi-user.target" ];
     serviceConfig = {
+      Restart = "always";
+      RestartSec = 1;
       StandardOutput = "journal+console";
       StandardError = "journal+console";
       # A build that takes all memory ends, and the others go on.

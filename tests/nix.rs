@@ -79,6 +79,10 @@ fn the_host_module_has_nix_use_the_machines() {
     let args = [&args[..], &[generated.to_str().unwrap()]].concat();
     let said = nixes.installation.run(&args);
     assert_eq!(said.code, Some(0), "{said:?}");
+    // Some have bash start the helper.
+    let bash = json!(["/nix/store/00000000000000000000000000000000-bash"]);
+    assert_eq!(plain["services"]["nix-daemon"]["path"], bash);
+    assert_eq!(host["alone"]["services"]["nix-daemon"], Value::Null);
     assert_eq!(host["alone"]["builders"], Value::Null);
     assert_eq!(host["alone"]["distributedBuilds"], false);
 }
@@ -103,7 +107,9 @@ fn the_host_module_says_to_ssh_what_xpool_says() {
     let own = installation.ok(&args).replace('"', "");
     let own = own.replace("[DIR]/state", "/var/lib/xpool");
     let is_said = |line: &&str| !line.trim_start().starts_with('#') && !line.is_empty();
-    let said: Vec<&str> = own.lines().filter(is_said).collect();
+    let mut said: Vec<&str> = own.lines().filter(is_said).collect();
+    // What other modules say comes after it.
+    said.push("Match all");
     let module: Vec<&str> = ssh["ssh"].as_str().unwrap().lines().collect();
     let module: Vec<&str> = module.into_iter().filter(is_said).collect();
     assert_eq!(module, said);
@@ -131,7 +137,10 @@ fn options_of_the_host_module_become_configuration() {
     assert_eq!(full["groups"], groups);
     let manager = &full["services"]["xpool"]["serviceConfig"];
     assert_eq!(manager["SupplementaryGroups"], json!(["kvm", "builders"]));
-    let script = full["services"]["xpool-images"]["script"].as_str().unwrap();
+    let images = &full["services"]["xpool-images"];
+    // Nothing waits for them.
+    assert_eq!(images["wantedBy"], json!(["xpool.service"]));
+    let script = images["script"].as_str().unwrap();
     assert_snapshot!(script, @r"
     failed=0
     mkdir -p /var/cache/xpool/images
@@ -220,6 +229,8 @@ fn a_nixos_guest_keeps_the_contract() {
         for package in ["gawk", "nix", "socat", "util-linux", "xpool-guest"] {
             assert!(path.contains(&format!("-{package}\"")), "{package}");
         }
+        let agent = guest["services"]["qemuGuest"]["package"].as_str().unwrap();
+        assert!(agent.ends_with("-qemu-utils-ga"), "{agent}");
         let rules = guest["systemd"]["tmpfiles"]["rules"].to_string();
         assert!(rules.contains("L+ /usr/bin/xpool-guest "), "{rules}");
     }

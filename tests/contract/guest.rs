@@ -64,7 +64,9 @@ async fn a_guest_without_a_network_serves_and_ends_by_a_panic() {
             ..booted(image, dir)
         };
         let vm = boot_of(spec).await;
-        assert_eq!(in_guest(&vm, "ls /sys/class/net").await.trim(), "lo");
+        // A kernel may have tunnels of its own accord, which lead nowhere.
+        let cards = "for net in /sys/class/net/*; do [ ! -e $net/device ] || echo $net; done";
+        assert_eq!(in_guest(&vm, cards).await, "");
         handshake(&mut vm.open_hop(0).await.unwrap()).await;
         // The agent goes down with its guest, so there is no answer.
         let panic = "echo c > /proc/sysrq-trigger";

@@ -339,6 +339,13 @@ let
       ;
     concatStrings = concatStringsSep "";
     getBin = package: package;
+    # In lists of packages that are linked together; the stubs have no such links.
+    hiPrio = package: package;
+    # lib/kernel.nix
+    kernel = {
+      no.tristate = "n";
+      option = answer: answer // { optional = true; };
+    };
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname}";
     getVersion = package: package.version;
     literalExpression = text: {

@@ -1,6 +1,11 @@
 # The options of NixOS that nixos-module.nix and images/*.nix set or read, with the types that NixOS gives them and nothing
 # behind them. Before each: the file of nixpkgs, below nixos/modules unless it says otherwise, where the type was looked up.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (lib) mkOption types;
   bool = mkOption { type = types.bool; };
@@ -57,6 +62,10 @@ in
     };
     boot.kernelModules = strings;
     boot.kernelPackages = raw;
+    boot.kernelPatches = mkOption {
+      type = types.listOf types.attrs;
+      default = [ ];
+    };
     boot.initrd.availableKernelModules = strings;
     boot.initrd.includeDefaultModules = bool;
     # system/boot/stage-1.nix; the known words are in pkgs/build-support/kernel/initrd-compressor-meta.nix
@@ -178,6 +187,10 @@ in
     };
     # virtualisation/qemu-guest-agent.nix
     services.qemuGuest.enable = bool;
+    services.qemuGuest.package = mkOption {
+      type = types.package;
+      default = pkgs.qemu_kvm.ga;
+    };
     # system/boot/resolved.nix
     services.resolved.enable = bool;
     # system/boot/timesyncd.nix

@@ -67,9 +67,9 @@ let
       "makeWrapper"
       "nix"
       "nixfmt-tree"
+      "openssh"
       "perl"
       "qemu"
-      "qemu-utils"
       "rustfmt"
       "shellcheck"
       "socat"
@@ -86,9 +86,21 @@ let
           final = pkgs // overlay final pkgs;
         in
         final;
-      stdenv.hostPlatform.system = system;
-      stdenv.buildPlatform.canExecute = platform: platform.system == system;
+      stdenv.hostPlatform = {
+        inherit system;
+        isRiscV64 = system == "riscv64-linux";
+      };
+      stdenv.buildPlatform = {
+        # What the tests build guests on.
+        system = "x86_64-linux";
+        canExecute = platform: platform.system == system;
+      };
 
+      qemu_kvm.ga = package "qemu-ga" { };
+      # The agent is an output only where it is asked for.
+      qemu-utils = package "qemu-utils" {
+        override = args: package "qemu-utils" (args // { ga = package "qemu-utils-ga" { }; });
+      };
       closureInfo = package "closure-info";
       fetchurl = args: package args.name args;
       mkShell = package "shell";
