@@ -204,15 +204,17 @@
             nativeBuildInputs = old.nativeBuildInputs ++ [
               pkgs.clippy
               pkgs.nix
+              pkgs.openssh
               pkgs.rustfmt
               pkgs.shellcheck
+              pkgs.util-linux
             ];
             checkPhase = ''
+              shellcheck $(grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests)
               patchShebangs scripts images tests
               cargo fmt --check
               cargo clippy --offline --all-targets --all-features --locked -- -D warnings
               cargo test --offline --locked
-              shellcheck $(grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests)
             '';
             postInstall = "";
           });
@@ -264,7 +266,7 @@
             '';
           };
         }
-        // lib.mapAttrs (evaluates pkgs) (images host)
+        // lib.mapAttrs (evaluates pkgs) (removeAttrs self.packages.${host} [ "default" ])
         # The guest contract, held against each image by booting it: hours where the image has to be built first.
         // lib.mapAttrs' (
           system: _:
@@ -274,7 +276,7 @@
               doCheck = true;
               nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.qemu ];
               checkPhase = ''
-                XPOOL_CONTRACT_IMAGE=${image host system} \
+                XPOOL_CONTRACT_IMAGE=${self.packages.${host}."image-${system}"} \
                   cargo test --offline --locked --features real-vm --test contract -- --test-threads 1
               '';
               postInstall = "";
