@@ -73,7 +73,6 @@ impl Rig {
         }
         config.limits = limits;
         let port = listener.local_addr().unwrap().port();
-        let keys = keys_in(folder.path());
         let (desk, sessions) = SessionDesk::channel();
         let stop = CancellationToken::new();
         let ended = tokio::spawn(xpool::gateway::serve(
@@ -85,7 +84,7 @@ impl Rig {
         ));
         Self {
             port,
-            keys,
+            keys: keys_in(folder.path()),
             alices,
             sessions,
             folder,
