@@ -205,6 +205,7 @@
               pkgs.clippy
               pkgs.nix
               pkgs.openssh
+              pkgs.qemu
               pkgs.rustfmt
               pkgs.shellcheck
               pkgs.util-linux
