@@ -278,7 +278,7 @@
               nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.qemu ];
               checkPhase = ''
                 XPOOL_CONTRACT_IMAGE=${self.packages.${host}."image-${system}"} \
-                  cargo test --offline --locked --features real-vm --test contract -- --test-threads 1
+                  cargo test --offline --locked --features real-vm --test real contract:: -- --test-threads 1
               '';
               postInstall = "";
             })

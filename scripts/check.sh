@@ -19,15 +19,9 @@ format() {
     for package in . tests/fuzz tests/pool; do cargo fmt --check --manifest-path "$package/Cargo.toml" || return; done
 }
 
-# Those without VMs, by their names; built with the feature that the others need, so that scripts/test builds xpool once for both.
+# Those without VMs; built with the feature that the others need, so that scripts/test builds xpool once for both.
 tests() {
-    local file names=()
-    for file in tests/*.rs tests/*/main.rs; do
-        case $file in tests/real/* | tests/contract/*) continue ;; esac
-        file=${file%/main.rs}
-        names+=(--test "$(basename "$file" .rs)")
-    done
-    cargo test --quiet --locked --features real-vm --lib --bins "${names[@]}" &&
+    cargo test --quiet --locked --features real-vm --lib --bins --test it --test gateway &&
         cargo test --quiet --locked --features real-vm --doc
 }
 

@@ -203,7 +203,7 @@ impl Config {
     }
 
     /// Checks a text without any file; for the fuzz targets.
-    #[cfg(fuzzing)]
+    #[doc(hidden)]
     pub fn of_text(text: &str, host: &Host) -> Result<Self, ConfigError> {
         let nowhere = Path::new("/nonexistent");
         let profiles = System::ALL.map(|system| Ok((system, load_profile(nowhere, system)?)));

@@ -268,7 +268,7 @@ fn is_answer(line: &[u8], id: i64) -> bool {
 }
 
 /// Whether an agent's line brings into step, and what is shown of it; for the fuzz targets.
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub fn read_line(line: &[u8], id: i64) -> (bool, String) {
     (is_answer(line, id), quoted(line))
 }

@@ -29,9 +29,9 @@ mod thaw;
 mod timers;
 mod wait;
 
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub use agent::read_line;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub use qmp::filtered;
 
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! Every client: each version of Nix, by each way to the pool, at the same time.
+//! Several clients at the same time: versions of Nix, each by a way to the pool. Which of them a test has, its tier says.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,17 +6,10 @@ use std::process::{Command, Output};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::nix::{Nix, Running, Transport, Version, started, stderr};
+use super::tier::{Clients, Kind};
 use super::{Installation, Serving, namespace};
 
 pub const SYSTEM: &str = "riscv64-linux";
-
-pub const VERSIONS: [Version; 3] = [Version::Own, Version::Newer, Version::Newest];
-
-/// The ways that are tested: this is the one place that has them.
-pub const TRANSPORTS: [Transport; 2] = [Transport::Ssh, Transport::Local];
-
-/// How many clients there are.
-pub const CLIENTS: usize = VERSIONS.len() * TRANSPORTS.len();
 
 /// One of the clients. Its store and its slots are its own, so that it can be told from the others.
 pub struct Client<'a> {
@@ -28,13 +21,18 @@ pub struct Client<'a> {
     slots: Vec<String>,
 }
 
-/// An installation for all clients, each of which has as many slots; `pool` is more of the pool's configuration. None where
+/// An installation for these clients, each of which has as many slots; `pool` is more of the pool's configuration. None where
 /// there can be no other versions of Nix than this machine's, which is said.
-pub fn installed(test: &str, slots: usize, pool: &str) -> Option<(Installation, Serving)> {
+pub fn installed(
+    test: &str,
+    clients: Clients,
+    slots: usize,
+    pool: &str,
+) -> Option<(Installation, Serving)> {
     if namespace::skipped(test) {
         return None;
     }
-    let slots = slots * CLIENTS;
+    let slots = slots * clients.kinds().len();
     Some(started(&format!(
         "[pool]\nbuild-machines = {slots}\n{pool}"
     )))
@@ -42,15 +40,21 @@ pub fn installed(test: &str, slots: usize, pool: &str) -> Option<(Installation, 
 
 /// The clients of an installation, which has the same number of slots for each.
 #[track_caller]
-pub fn clients(installation: &Installation) -> Vec<Client<'_>> {
-    let by = |transport| VERSIONS.map(|version| (transport, version));
-    let kinds = TRANSPORTS.into_iter().flat_map(by).enumerate();
+pub fn clients(installation: &Installation, clients: Clients) -> Vec<Client<'_>> {
+    of_kinds(installation, clients.kinds())
+}
+
+/// The same, of these kinds.
+#[track_caller]
+pub fn of_kinds<'a>(installation: &'a Installation, kinds: &[Kind]) -> Vec<Client<'a>> {
     kinds
-        .map(|(number, (transport, version))| {
+        .iter()
+        .enumerate()
+        .map(|(number, &(transport, version))| {
             let name = format!("{version:?}-{transport:?}").to_lowercase();
             let mut nix = Nix::by(transport, version, installation);
             nix.store = installation.path().join(&name);
-            let slots = take_slots(&mut nix.machines, number);
+            let slots = take_slots(&mut nix.machines, number, kinds.len());
             Client {
                 name,
                 version,
@@ -62,12 +66,12 @@ pub fn clients(installation: &Installation) -> Vec<Client<'_>> {
         .collect()
 }
 
-/// Leaves one of the clients the machines lines that are its own; what the manager calls their slots.
-fn take_slots(machines: &mut String, client: usize) -> Vec<String> {
+/// Leaves one of so many clients the machines lines that are its own; what the manager calls their slots.
+fn take_slots(machines: &mut String, client: usize, clients: usize) -> Vec<String> {
     let is_ours = |line: &&str| line.split(' ').nth(1) == Some(SYSTEM);
     let lines: Vec<&str> = machines.lines().filter(is_ours).collect();
-    assert!(!lines.is_empty() && lines.len().is_multiple_of(CLIENTS));
-    let count = lines.len() / CLIENTS;
+    assert!(!lines.is_empty() && lines.len().is_multiple_of(clients));
+    let count = lines.len() / clients;
     let own = client * count..(client + 1) * count;
     let text = lines[own.clone()].join("\n");
     *machines = text;

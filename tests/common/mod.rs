@@ -13,6 +13,8 @@ pub mod matrix;
 pub mod namespace;
 pub mod nix;
 pub mod nixes;
+pub mod qemu;
+pub mod tier;
 pub mod user;
 pub mod vm;
 mod watchdog;

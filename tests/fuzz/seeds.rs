@@ -21,7 +21,24 @@ fn main() -> io::Result<()> {
     let [captures, texts, to] = &arguments[..] else {
         return Err(io::Error::other("usage: seeds CAPTURES SEEDS FOLDER"));
     };
-    let to = Path::new(to);
+    for seed in all(Path::new(captures), Path::new(texts))? {
+        let folder = Path::new(to).join(&seed.target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(&seed.name), &seed.data)?;
+    }
+    Ok(())
+}
+
+/// What a target begins with.
+pub(crate) struct Seed {
+    pub(crate) target: String,
+    pub(crate) name: String,
+    pub(crate) data: Vec<u8>,
+}
+
+/// All of them, from the folder of captures and that of texts.
+pub(crate) fn all(captures: &Path, texts: &Path) -> io::Result<Vec<Seed>> {
+    let mut seeds = Vec::new();
     for version in fs::read_dir(captures)? {
         let version = version?;
         if !version.file_type()?.is_dir() {
@@ -34,23 +51,21 @@ fn main() -> io::Result<()> {
                 version.file_name().display(),
                 file.file_name().display()
             );
-            of_capture(to, &name, &chunks(&fs::read(file.path())?))?;
+            of_capture(&mut seeds, &name, &chunks(&fs::read(file.path())?));
         }
     }
     for target in fs::read_dir(texts)? {
         let target = target?;
         for file in fs::read_dir(target.path())? {
             let file = file?;
-            let name = file.file_name().display().to_string();
-            put(
-                to,
-                &target.file_name().display().to_string(),
-                &name,
-                &fs::read(file.path())?,
-            )?;
+            seeds.push(Seed {
+                target: target.file_name().display().to_string(),
+                name: file.file_name().display().to_string(),
+                data: fs::read(file.path())?,
+            });
         }
     }
-    Ok(())
+    Ok(seeds)
 }
 
 /// The chunks of a capture, whose form tests/captures/recorder.rs describes.
@@ -69,7 +84,14 @@ fn chunks(mut capture: &[u8]) -> Vec<Chunk> {
     chunks
 }
 
-fn of_capture(to: &Path, name: &str, chunks: &[Chunk]) -> io::Result<()> {
+fn of_capture(seeds: &mut Vec<Seed>, name: &str, chunks: &[Chunk]) {
+    let mut put = |target: &str, name: String, parts: &[&[u8]]| {
+        seeds.push(Seed {
+            target: target.to_owned(),
+            name,
+            data: parts.concat(),
+        });
+    };
     let all = |by_client| {
         let chunks = chunks.iter().filter(|chunk| chunk.by_client == by_client);
         chunks
@@ -78,18 +100,16 @@ fn of_capture(to: &Path, name: &str, chunks: &[Chunk]) -> io::Result<()> {
     };
     // The minor part of 1.37 is 21 + 16.
     put(
-        to,
         "handshake",
-        &format!("{name}-client"),
-        &[&[16, 20], &all(true)[..]].concat(),
-    )?;
+        format!("{name}-client"),
+        &[&[16, 20], &all(true)],
+    );
     put(
-        to,
         "handshake",
-        &format!("{name}-server"),
-        &[&[142, 20], &all(false)[..]].concat(),
-    )?;
-    put(to, "observer", name, &operations(chunks))?;
+        format!("{name}-server"),
+        &[&[142, 20], &all(false)],
+    );
+    put("observer", name.to_owned(), &[&operations(chunks)]);
     for (n, chunk) in chunks.iter().enumerate() {
         let follows_a_request = n > 0 && chunks[n - 1].by_client;
         let kinds: &[u8] = match chunk.by_client {
@@ -98,18 +118,21 @@ fn of_capture(to: &Path, name: &str, chunks: &[Chunk]) -> io::Result<()> {
             false => &[],
         };
         for kind in kinds {
-            let seed = [&[kind | 16 << 2, 250], &chunk.said[..]].concat();
-            put(to, "queries", &format!("{name}-{n}-{kind}"), &seed)?;
+            let head = [kind | 16 << 2, 250];
+            put(
+                "queries",
+                format!("{name}-{n}-{kind}"),
+                &[&head, &chunk.said],
+            );
         }
         let nar = chunk
             .said
             .windows(NAR.len())
             .position(|window| window == NAR);
         if let Some(nar) = nar {
-            put(to, "nar", &format!("{name}-{n}"), &chunk.said[nar..])?;
+            put("nar", format!("{name}-{n}"), &[&chunk.said[nar..]]);
         }
     }
-    Ok(())
 }
 
 /// What comes after the handshake: from the client's first chunk that begins with an operation's number.
@@ -129,10 +152,4 @@ fn operations(chunks: &[Chunk]) -> Vec<u8> {
         seed.extend(&chunk.said);
     }
     seed
-}
-
-fn put(to: &Path, target: &str, name: &str, seed: &[u8]) -> io::Result<()> {
-    let folder = to.join(target);
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join(name), seed)
 }

@@ -33,8 +33,10 @@ fn interrupted_by(wanted: Signal) {
         .spawn()
         .unwrap();
     let said = || fs::read_to_string(&log).unwrap();
+    // The package manager's.
+    let folder = installation.path().to_str().unwrap();
     installation.until("packages are being unpacked", || {
-        said().contains("fetching and unpacking") && processes_with("mmdebstrap") > 0
+        said().contains("fetching and unpacking") && processes_with(folder) > 0
     });
     signal(build.id(), wanted);
     assert_eq!(ended(&mut build), Some(1), "{}", said());
@@ -44,7 +46,6 @@ fn interrupted_by(wanted: Signal) {
         said()
     );
     assert_eq!(contents(&installation), [""; 0]);
-    let folder = installation.path().to_str().unwrap();
     assert_eq!(processes_with(folder), 0, "a process of the build lives on");
 }
 

@@ -22,7 +22,7 @@ fn garbage_collection_on_this_machine_takes_nothing_from_a_build_that_runs() {
     let garbage = added(&nix, "garbage", "nobody uses this");
     // The guest has read none of these before they could be deleted.
     let many = r#"many = map (i: builtins.toFile "input-${toString i}" "input ${toString i}\n") (builtins.genList (i: i) 50);"#;
-    let script = "echo the build runs; sleep 10; cat $many > $out";
+    let script = "echo the build runs; sleep 5; cat $many > $out";
     let reads = derivation(SYSTEM, "reads", many, script);
     let mut running = nix.start(&reads);
     installation.until("the build runs", || {

@@ -24,7 +24,7 @@ fn until_it_runs(nix: &Nix<'_>, running: &Running) {
 fn a_build_goes_on_when_the_manager_is_killed_and_another_one_comes() {
     let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
     let nix = nix(&installation);
-    let mut running = nix.start(&sleeper(10));
+    let mut running = nix.start(&sleeper(6));
     until_it_runs(&nix, &running);
     serving.signal(Signal::KILL);
     serving.ended();
@@ -41,14 +41,14 @@ fn a_build_goes_on_when_the_manager_is_killed_and_another_one_comes() {
         installation.qemus().is_empty() && installation.leftovers().is_empty()
     });
     // It is there, and is not built again.
-    assert_eq!(nix.results(&sleeper(10)), ["done\n"]);
+    assert_eq!(nix.results(&sleeper(6)), ["done\n"]);
 }
 
 #[test]
 fn down_without_a_manager_waits_for_a_build_that_goes_on() {
     let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
     let nix = nix(&installation);
-    let mut running = nix.start(&sleeper(8));
+    let mut running = nix.start(&sleeper(5));
     until_it_runs(&nix, &running);
     serving.signal(Signal::KILL);
     serving.ended();

@@ -7,6 +7,7 @@
 mod common;
 
 mod builds;
+mod contract;
 mod fresh;
 mod image;
 mod inputs;

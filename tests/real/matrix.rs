@@ -6,8 +6,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::thread;
 
-use crate::common::matrix::{Client, SYSTEM, VERSIONS, clients, each, installed};
+use crate::common::matrix::{Client, SYSTEM, clients, each, installed};
 use crate::common::nix::{Nix, Transport, Version, derivation, started};
+use crate::common::tier::Clients;
 use crate::common::{Installation, namespace, skip};
 
 /// Few, so that clients wait for each other's builds as well.
@@ -27,7 +28,8 @@ fn the_clients_are_of_the_versions_that_they_are_said_to_be() {
         return;
     }
     let installation = Installation::new("");
-    let [own, newer, newest] = VERSIONS.map(|version| {
+    let versions = [Version::Own, Version::Newer, Version::Newest];
+    let [own, newer, newest] = versions.map(|version| {
         let nix = Nix::of(version, &installation);
         let output = nix.program("nix").arg("--version").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -48,11 +50,12 @@ fn the_clients_are_of_the_versions_that_they_are_said_to_be() {
 
 #[test]
 fn asking_whether_the_store_is_there_starts_no_vm() {
+    const CLIENTS: Clients = Clients::Every;
     let test = "asking_whether_the_store_is_there_starts_no_vm";
-    let Some((installation, _serving)) = installed(test, 1, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };
-    let clients = clients(&installation);
+    let clients = clients(&installation, CLIENTS);
     each(&clients, |client| {
         let ask = |command| {
             let mut nix = client.nix.program("nix");
@@ -103,11 +106,12 @@ fn with_inputs_and_three_outputs(client: &Client<'_>) {
 
 #[test]
 fn every_client_builds_with_inputs_and_three_outputs_and_without_any() {
+    const CLIENTS: Clients = Clients::Every;
     let test = "every_client_builds_with_inputs_and_three_outputs_and_without_any";
-    let Some((installation, _serving)) = installed(test, 2, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 2, TWO_VMS) else {
         return;
     };
-    each(&clients(&installation), |client| {
+    each(&clients(&installation, CLIENTS), |client| {
         let trivial = format!(
             r#"derivation {{ name = "trivial"; system = "{SYSTEM}"; builder = "/bin/sh";
                 args = [ "-c" "uname -m > $out" ]; }}"#
@@ -174,11 +178,12 @@ fn keeps_going(client: &Client<'_>) {
 
 #[test]
 fn every_client_hears_of_a_failed_build_as_with_nix_alone_and_keeps_going_if_it_shall() {
+    const CLIENTS: Clients = Clients::Others;
     let test = "every_client_hears_of_a_failed_build_as_with_nix_alone_and_keeps_going_if_it_shall";
-    let Some((installation, _serving)) = installed(test, 3, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 3, TWO_VMS) else {
         return;
     };
-    each(&clients(&installation), |client| {
+    each(&clients(&installation, CLIENTS), |client| {
         fails_as_with_nix_alone(client);
         keeps_going(client);
     });
@@ -223,12 +228,13 @@ fn serves_known() -> u16 {
 
 #[test]
 fn every_client_has_known_content_made_and_fetched_and_no_other() {
+    const CLIENTS: Clients = Clients::Some;
     let test = "every_client_has_known_content_made_and_fetched_and_no_other";
-    let Some((installation, _serving)) = installed(test, 1, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };
     let port = serves_known();
-    each(&clients(&installation), |client| {
+    each(&clients(&installation, CLIENTS), |client| {
         let known = KNOWN.0.trim_end();
         let made = fixed_output("made", &format!("echo {known} > $out"));
         assert_eq!(client.built(&made), [KNOWN.0]);
@@ -276,11 +282,12 @@ fn checked_as_with_nix_alone(client: &Client<'_>) {
 
 #[test]
 fn checking_a_build_ends_as_with_nix_alone() {
+    const CLIENTS: Clients = Clients::Others;
     let test = "checking_a_build_ends_as_with_nix_alone";
-    let Some((installation, _serving)) = installed(test, 1, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };
-    each(&clients(&installation), checked_as_with_nix_alone);
+    each(&clients(&installation, CLIENTS), checked_as_with_nix_alone);
 }
 
 /// Checking in the guest's own store, where what is checked was built.
@@ -303,6 +310,7 @@ fn checked_in_the_guest(client: &Client<'_>) {
 
 #[test]
 fn a_vm_that_is_kept_checks_builds_and_says_which_are_not_the_same_again() {
+    const CLIENTS: Clients = Clients::Some;
     let test = "a_vm_that_is_kept_checks_builds_and_says_which_are_not_the_same_again";
     if namespace::skipped(test) {
         return;
@@ -310,10 +318,10 @@ fn a_vm_that_is_kept_checks_builds_and_says_which_are_not_the_same_again() {
     // One VM, which is the store of all of them, one after another.
     let pool = format!(
         "[pool]\nbuild-machines = {}\nmax-vms = 1\nreuse = \"always\"\n",
-        crate::common::matrix::CLIENTS
+        CLIENTS.kinds().len()
     );
     let (installation, _serving) = started(&pool);
-    for client in &clients(&installation) {
+    for client in &clients(&installation, CLIENTS) {
         checked_in_the_guest(client);
     }
 }
@@ -349,12 +357,13 @@ fn copies_in_and_out(client: &Client<'_>, vm: &str) {
 
 #[test]
 fn every_client_copies_to_and_from_a_machine_that_it_names() {
+    const CLIENTS: Clients = Clients::Others;
     let test = "every_client_copies_to_and_from_a_machine_that_it_names";
-    let Some((installation, _serving)) = installed(test, 1, TWO_VMS) else {
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };
     installation.ok(&["up", "riscv64", "--count", "2"]);
-    each(&clients(&installation), |client| {
+    each(&clients(&installation, CLIENTS), |client| {
         // The two ways count as two keys, and a machine serves one.
         let vm = match client.transport {
             Transport::Ssh => "riscv64-1",

@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use crate::common::matrix::{CLIENTS, Client, SYSTEM, clients, each, installed};
+use crate::common::matrix::{Client, SYSTEM, clients, each, installed};
 use crate::common::nix::{Running, derivation};
+use crate::common::tier::{Clients, volume};
 use crate::common::{Installation, ended, pid_of};
 use rustix::process::{Signal, kill_process_group};
 
@@ -58,12 +59,13 @@ fn all_is_free(installation: &Installation, clients: &[Client<'_>]) {
 
 #[test]
 fn clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing() {
+    const CLIENTS: Clients = Clients::Some;
     let test = "clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing";
-    let pool = format!("max-vms = {CLIENTS}\n");
-    let Some((installation, _serving)) = installed(test, 2, &pool) else {
+    let pool = format!("max-vms = {}\n", CLIENTS.kinds().len());
+    let Some((installation, _serving)) = installed(test, CLIENTS, 2, &pool) else {
         return;
     };
-    let clients = clients(&installation);
+    let clients = clients(&installation, CLIENTS);
     let endless = |n: u32| {
         let script = "echo the build runs; while :; do sleep 1; done";
         derivation(SYSTEM, "endless", &format!("n = {n};"), script)
@@ -89,7 +91,7 @@ fn clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing() 
         interrupt(client, running);
     }
     installation.until("none of them waits", || {
-        installation.list(SYSTEM, "sessions").len() == CLIENTS
+        installation.list(SYSTEM, "sessions").len() == clients.len()
     });
     for (client, running) in clients.iter().zip(building) {
         interrupt(client, running);
@@ -97,20 +99,26 @@ fn clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing() 
     all_is_free(&installation, &clients);
 }
 
-/// Enough to be seen on its way.
-const LARGE: u64 = 100_000_000;
+/// Bytes, enough to be seen on their way.
+fn large_size() -> u64 {
+    volume(30_000_000, 100_000_000)
+}
 
 #[test]
 fn clients_that_are_interrupted_while_they_copy_either_way_leave_nothing() {
+    const CLIENTS: Clients = Clients::Others;
     let test = "clients_that_are_interrupted_while_they_copy_either_way_leave_nothing";
-    let pool = format!("max-vms = {CLIENTS}\n");
-    let Some((installation, _serving)) = installed(test, 1, &pool) else {
+    let pool = format!("max-vms = {}\n", CLIENTS.kinds().len());
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, &pool) else {
         return;
     };
-    let clients = clients(&installation);
+    let clients = clients(&installation, CLIENTS);
     // All zeros, which take no room here, and as much time as others on their way.
     let large = installation.path().join("large");
-    fs::File::create(&large).unwrap().set_len(LARGE).unwrap();
+    fs::File::create(&large)
+        .unwrap()
+        .set_len(large_size())
+        .unwrap();
     let input = format!("large = {};", large.display());
     let reads = derivation(SYSTEM, "reads", &input, "echo never > $out");
     each(&clients, |client| {
@@ -119,7 +127,7 @@ fn clients_that_are_interrupted_while_they_copy_either_way_leave_nothing() {
         interrupt(client, running);
     });
     all_is_free(&installation, &clients);
-    let script = format!("head -c {LARGE} /dev/zero > $out");
+    let script = format!("head -c {} /dev/zero > $out", large_size());
     let gives = derivation(SYSTEM, "gives", "", &script);
     each(&clients, |client| {
         let running = client.start("downloading", &gives);

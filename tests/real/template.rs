@@ -1,11 +1,12 @@
 //! Templates that are damaged, out of date, or never finished. `scripts/test` makes the images and runs it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::common::{Installation, ended};
+use crate::common::tier::volume;
+use crate::common::{Installation, ended, qemu};
 use rustix::process::Signal;
 
 const CONFIG: &str = "[pool]\nmax-vms = 1\n";
@@ -60,61 +61,39 @@ fn a_damaged_template_is_named_once_and_replaced() {
     let installation = Installation::with_own_templates(CONFIG);
     let _serving = installation.serve();
     assert_eq!(up_and_down(&installation), [""; 0], "a first template");
+    // One that takes reading all of it to see, one that is seen at once; src/vm/template/files.rs has the others too, without VMs.
     let damages: [(&str, Damage); 6] = [
         ("ram", |dir| flip(&dir.join("ram"), 100 << 20)),
+        ("manifest", |dir| {
+            fs::remove_file(dir.join("template.json")).unwrap();
+        }),
         ("ram", |dir| cut(&dir.join("ram"))),
         ("state", |dir| flip(&dir.join("state"), 1000)),
         ("disk", |dir| flip(&dir.join("disk"), 1000)),
         ("template.json", |dir| cut(&dir.join("template.json"))),
-        ("manifest", |dir| {
-            fs::remove_file(dir.join("template.json")).unwrap();
-        }),
     ];
-    for (file, damage) in damages {
+    for (file, damage) in &damages[..volume(2, 6)] {
         damage(&the_template(&installation));
         let warned = up_and_down(&installation);
         let [warning] = &warned[..] else {
             panic!("{file}: {warned:?}")
         };
         assert!(
-            warning.contains("is damaged, another one is made") && warning.contains(file),
+            warning.contains("is damaged, another one is made") && warning.contains(*file),
             "{file}: {warning}"
         );
         assert_eq!(up_and_down(&installation), [""; 0], "{file}: a good one");
     }
 }
 
-/// A profile of the installation's own, with another QEMU program.
-fn use_qemu(installation: &Installation, qemu: &Path) {
-    let profile = fs::read_to_string("vm-configs/riscv64-linux.toml").unwrap();
-    let old = "qemu = \"qemu-system-riscv64\"";
-    assert!(profile.contains(old));
-    let new = format!("qemu = \"{}\"", qemu.display());
-    let folder = installation.path().join("vm-configs");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(
-        folder.join("riscv64-linux.toml"),
-        profile.replace(old, &new),
-    )
-    .unwrap();
-}
-
-fn write_program(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 #[test]
 fn another_qemu_or_profile_makes_another_template_and_says_why() {
     let installation = Installation::with_own_templates(CONFIG);
-    let qemu = installation.path().join("qemu-system-riscv64");
-    let run_it = "exec qemu-system-riscv64 \"$@\"";
-    write_program(&qemu, &format!("#!/bin/sh\n{run_it}\n"));
-    use_qemu(&installation, &qemu);
+    qemu::put_before(&installation, "");
     let serving = installation.serve();
     assert_eq!(up_and_down(&installation), [""; 0], "a first template");
 
-    write_program(&qemu, &format!("#!/bin/sh\n# another one\n{run_it}\n"));
+    qemu::put_before(&installation, "# another one");
     let warned = up_and_down(&installation);
     assert!(
         warned.len() == 1 && warned[0].ends_with("QEMU has changed"),
@@ -147,11 +126,8 @@ fn another_qemu_or_profile_makes_another_template_and_says_why() {
 /// An installation whose QEMU refuses to run with arguments like these (a shell pattern), and says so.
 fn with_qemu_that_refuses(pattern: &str) -> Installation {
     let installation = Installation::with_own_templates(CONFIG);
-    let qemu = installation.path().join("qemu-system-riscv64");
     let refuse = format!("case \"$*\" in {pattern}) echo it was refused >&2; exit 1 ;; esac");
-    let run_it = "exec qemu-system-riscv64 \"$@\"";
-    write_program(&qemu, &format!("#!/bin/sh\n{refuse}\n{run_it}\n"));
-    use_qemu(&installation, &qemu);
+    qemu::put_before(&installation, &refuse);
     installation
 }
 
@@ -187,12 +163,14 @@ fn a_vm_whose_restoring_fails_boots_from_its_image_and_the_template_stays() {
 #[test]
 fn a_manager_killed_while_it_makes_a_template_leaves_nothing_once_the_next_one_serves() {
     let installation = Installation::with_own_templates(CONFIG);
-    for stage in [
-        "waiting for the guest agent",
+    // With a half-written template, and with one that is whole and not in use yet.
+    let stages = [
         "saving it",
         "trying it",
+        "waiting for the guest agent",
         "reading it back",
-    ] {
+    ];
+    for stage in &stages[..volume(2, 4)] {
         let mut serving = installation.serve();
         let mut up = installation
             .command(&["up", "riscv64"])
@@ -202,7 +180,7 @@ fn a_manager_killed_while_it_makes_a_template_leaves_nothing_once_the_next_one_s
         installation.until(stage, || {
             let vms = installation.list("riscv64-linux", "vms");
             vms.iter()
-                .any(|vm| vm["stage"].as_str().unwrap().contains(stage))
+                .any(|vm| vm["stage"].as_str().unwrap().contains(*stage))
         });
         serving.signal(Signal::KILL);
         serving.ended();

@@ -15,14 +15,22 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 use xpool::nix::System;
-use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmBackend as _, VmExit};
+use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmBackend as _, VmExit, VmSpec};
 
 use crate::common::vm::{
-    PATIENCE, boot_of, handshake, in_guest, private_parent, qemu_pid, signal, soon, spec,
+    PATIENCE, boot_of, handshake, in_guest, private_parent, qemu_pid, signal, soon, spec, templates,
 };
 
-async fn boot(system: System, dir: &Path) -> QemuVm {
-    boot_of(spec(system, dir)).await
+/// A clone, where it makes no difference how a VM came about.
+async fn clone_vm(dir: &Path) -> QemuVm {
+    boot_of(clone_spec(dir)).await
+}
+
+fn clone_spec(dir: &Path) -> VmSpec {
+    VmSpec {
+        templates: Some(templates()),
+        ..spec(System::Riscv64Linux, dir)
+    }
 }
 
 #[track_caller]
@@ -36,7 +44,7 @@ fn assert_nothing_is_left(dir: &Path) {
 /// Boots once and looks at everything that leaves the VM running, then powers it down.
 async fn a_vm_serves_hops_until_it_is_powered_down(system: System) {
     let dir = TempDir::new().unwrap();
-    let vm = boot(system, dir.path()).await;
+    let vm = boot_of(spec(system, dir.path())).await;
 
     assert_eq!(in_guest(&vm, "uname -m").await.trim(), system.cpu());
     let clock: u64 = in_guest(&vm, "date +%s").await.trim().parse().unwrap();
@@ -98,7 +106,7 @@ async fn an_aarch64_vm_serves_hops_until_it_is_powered_down() {
 #[tokio::test]
 async fn a_killed_qemu_ends_its_hops_and_names_the_signal() {
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     let mut hop = soon("a hop", vm.open_hop(0)).await.unwrap();
     handshake(&mut hop).await;
     signal(qemu_pid(dir.path()).unwrap(), Signal::KILL);
@@ -120,7 +128,7 @@ async fn a_killed_qemu_ends_its_hops_and_names_the_signal() {
 #[tokio::test]
 async fn a_guest_that_panics_is_reported_as_such() {
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     // The agent goes down with its guest, so there is no answer.
     let _ = vm
         .run("/bin/sh", &["-c", "echo c > /proc/sysrq-trigger"], PATIENCE)
@@ -167,7 +175,7 @@ async fn a_full_disk_ends_the_vm_and_is_named() {
         );
     };
     let dir = TempDir::new().unwrap();
-    let mut spec = spec(System::Riscv64Linux, dir.path());
+    let mut spec = clone_spec(dir.path());
     spec.private_parent = disk.0.path().to_owned();
     let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
@@ -187,7 +195,7 @@ async fn a_full_disk_ends_the_vm_and_is_named() {
 #[tokio::test]
 async fn a_kill_ends_a_shutdown_that_takes_its_time() {
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     vm.power_down();
     vm.kill();
     let end = tokio::time::timeout(Duration::from_secs(2), vm.ended())
@@ -200,7 +208,7 @@ async fn a_kill_ends_a_shutdown_that_takes_its_time() {
 #[tokio::test]
 async fn a_guest_without_an_agent_is_stopped_all_the_same() {
     let dir = TempDir::new().unwrap();
-    let mut spec = spec(System::Riscv64Linux, dir.path());
+    let mut spec = clone_spec(dir.path());
     spec.stop_grace = Duration::from_secs(3);
     let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
@@ -221,7 +229,7 @@ async fn a_guest_without_an_agent_is_stopped_all_the_same() {
 #[tokio::test]
 async fn a_qemu_that_hangs_is_killed_in_the_end() {
     let dir = TempDir::new().unwrap();
-    let mut spec = spec(System::Riscv64Linux, dir.path());
+    let mut spec = clone_spec(dir.path());
     spec.stop_grace = Duration::from_secs(2);
     let vm = Qemu::default()
         .boot(spec, &|_| {}, CancellationToken::new())
@@ -236,7 +244,7 @@ async fn a_qemu_that_hangs_is_killed_in_the_end() {
 #[tokio::test]
 async fn a_guest_that_floods_its_console_fills_nothing_and_goes_on() {
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     in_guest(
         &vm,
         "head -c 1200000 /dev/zero | tr '\\0' 'x' > /dev/console",
@@ -256,7 +264,7 @@ async fn all_that_a_guest_sent_arrives_before_the_end() {
     // Less than fits into the port, so that the guest has hung up before anybody reads.
     const SENT: usize = 600_000;
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     let talker = format!(
         "cd /nix/var/nix/daemon-socket && mv socket silent || exit
          setsid socat UNIX-LISTEN:socket,fork 'SYSTEM:head -c {SENT} /dev/zero' >/dev/null 2>&1 &
@@ -285,7 +293,7 @@ async fn all_that_a_guest_sent_arrives_before_the_end() {
 #[tokio::test]
 async fn a_dropped_vm_is_killed() {
     let dir = TempDir::new().unwrap();
-    let vm = boot(System::Riscv64Linux, dir.path()).await;
+    let vm = clone_vm(dir.path()).await;
     drop(vm);
     let gone = async {
         while std::fs::read_dir(private_parent(dir.path()))

@@ -163,7 +163,7 @@ async fn listening(socket: &Path) -> anyhow::Result<UnixStream> {
 }
 
 /// What qapi gets of what a monitor says; for the fuzz targets.
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub async fn filtered(from_qemu: &[u8]) -> Vec<u8> {
     let mut passed = Vec::new();
     let _ = filter::run(from_qemu, &mut passed, |event| drop(event.to_string())).await;

@@ -1,11 +1,13 @@
 //! xpool.toml and the layout of VMs: what is accepted keeps its promises, what is not says why in words.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use xpool::config::vm::VmProfile;
 use xpool::config::{Config, Host};
 
-fuzz_target!(|data: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+pub(crate) fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
@@ -22,4 +24,4 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(!error.to_string().is_empty()),
     }
     let _ = toml::from_str::<VmProfile>(text);
-});
+}

@@ -1,16 +1,18 @@
 //! Both sides of a handshake: any bytes, whole and split anywhere, come to the same end.
 //!
 //! Input: which side and version, where to cut, then what the peer says.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use xpool::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
 use xpool::nix::wire::Version;
 
 /// Versions that are spoken begin here.
 const OLDEST_MINOR: u8 = 21;
 
-fuzz_target!(|data: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+pub(crate) fn check(data: &[u8]) {
     let [choice, cut, said @ ..] = data else {
         return;
     };
@@ -27,13 +29,13 @@ fuzz_target!(|data: &[u8]| {
         let whole = as_client(version, &[said]);
         assert_eq!(as_client(version, &[first, second]), whole);
     }
-});
+}
 
-/// The replies, and the end if there is one: an error, or the version and the rest.
-fn as_server(
-    version: Version,
-    parts: &[&[u8]],
-) -> (Vec<u8>, Option<Result<(Version, Vec<u8>), String>>) {
+/// How it ended: an error, or the version and the rest.
+type Served = Result<(Version, Vec<u8>), String>;
+
+/// The replies, and the end if there is one.
+fn as_server(version: Version, parts: &[&[u8]]) -> (Vec<u8>, Option<Served>) {
     let nix = "2.26.3".to_owned();
     let mut side = ServerSide::new(Promise { version, nix });
     let mut replies = Vec::new();

@@ -1,13 +1,15 @@
 //! The observer: whatever both sides say, split anywhere, it sees the same.
 //!
 //! Input: a version, then chunks: who speaks and how much in two bytes, and that.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use xpool::nix::observe::{Event, Observer};
 use xpool::nix::wire::Version;
 
-fuzz_target!(|data: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+pub(crate) fn check(data: &[u8]) {
     let Some((minor, chunks)) = data.split_first() else {
         return;
     };
@@ -15,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = seen(version, chunks, usize::MAX);
     assert_eq!(seen(version, chunks, 1), whole);
     assert_eq!(seen(version, chunks, 13), whole);
-});
+}
 
 fn seen(version: Version, mut data: &[u8], size: usize) -> (Vec<Event>, [bool; 3]) {
     let mut observer = Observer::new(version);

@@ -1,16 +1,18 @@
 //! First requests, and a daemon's replies to what xpool asks: a part is incomplete or comes to the same as the whole.
 //!
 //! Input: what it is and in which version, where to cut, then what was said.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use xpool::nix::queries::{
     ReplyError, queried_paths, read_add_temp_root, read_path_info, read_valid_paths,
 };
 use xpool::nix::store_path::StorePath;
 use xpool::nix::wire::{Reader, Version, WireError};
 
-fuzz_target!(|data: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check(data));
+
+pub(crate) fn check(data: &[u8]) {
     let [kind, cut, said @ ..] = data else { return };
     let version = Version::new(1, 21 + (kind >> 2) % 17);
     let part = &said[..usize::from(*cut).min(said.len())];
@@ -18,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     if !matches!(beginning, Err(ReplyError::Wire(WireError::Incomplete))) {
         assert_eq!(beginning, whole);
     }
-});
+}
 
 /// What was read, as text, and how many bytes that took.
 fn read(kind: u8, version: Version, said: &[u8]) -> Result<(String, usize), ReplyError> {
