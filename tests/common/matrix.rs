@@ -6,10 +6,45 @@ use std::process::{Command, Output};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::nix::{Nix, Running, Transport, Version, started, stderr};
-use super::tier::{Clients, Kind};
+use super::tier::is_full;
 use super::{Installation, Serving, namespace};
 
 pub const SYSTEM: &str = "riscv64-linux";
+
+/// One client: a version of Nix, by a way to the pool.
+pub type Kind = (Transport, Version);
+
+/// Every version by every transport.
+const EVERY: [Kind; 6] = [
+    (Transport::Ssh, Version::Own),
+    (Transport::Local, Version::Newer),
+    (Transport::Ssh, Version::Newest),
+    (Transport::Local, Version::Own),
+    (Transport::Ssh, Version::Newer),
+    (Transport::Local, Version::Newest),
+];
+
+/// How many clients a test of the short tier has, if not every one.
+const SOME: usize = EVERY.len() / 2;
+
+/// The clients that a test of the short tier has: each version and each transport is among some of them. The full tier has them all.
+#[derive(Clone, Copy, Debug)]
+pub enum Clients {
+    Every,
+    /// Three, and the three others: tests that look at similar things take turns.
+    Some,
+    Others,
+}
+
+impl Clients {
+    pub fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Some if !is_full() => &EVERY[..SOME],
+            Self::Others if !is_full() => &EVERY[SOME..],
+            _ => &EVERY,
+        }
+    }
+}
 
 /// One of the clients. Its store and its slots are its own, so that it can be told from the others.
 pub struct Client<'a> {

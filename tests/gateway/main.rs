@@ -15,4 +15,6 @@ mod replay;
 mod rig;
 mod sessions;
 mod slow;
+#[path = "../common/tier.rs"]
+mod tier;
 mod trusting;

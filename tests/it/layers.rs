@@ -304,7 +304,7 @@ fn nextest_is_told_of_tests_that_there_are() {
     assert!(!names.is_empty());
     for name in names {
         let (file, test) = name.split_once("::").unwrap();
-        let text = fs::read_to_string(format!("tests/real/{file}.rs")).unwrap();
-        assert!(text.contains(&format!("fn {test}(")), "{name}");
+        let source = fs::read_to_string(format!("tests/real/{file}.rs")).unwrap();
+        assert!(source.contains(&format!("fn {test}(")), "{name}");
     }
 }

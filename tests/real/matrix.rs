@@ -6,9 +6,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::thread;
 
-use crate::common::matrix::{Client, SYSTEM, clients, each, installed};
+use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
 use crate::common::nix::{Nix, Transport, Version, derivation, started};
-use crate::common::tier::Clients;
 use crate::common::{Installation, namespace, skip};
 
 /// Few, so that clients wait for each other's builds as well.

@@ -3,9 +3,9 @@
 
 use std::fs;
 
-use crate::common::matrix::{Client, SYSTEM, clients, each, installed};
+use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
 use crate::common::nix::{Running, derivation};
-use crate::common::tier::{Clients, volume};
+use crate::common::tier::volume;
 use crate::common::{Installation, ended, pid_of};
 use rustix::process::{Signal, kill_process_group};
 

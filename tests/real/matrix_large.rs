@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
-use crate::common::matrix::{Client, SYSTEM, clients, each, installed};
+use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
 use crate::common::nix::{Transport, derivation, stderr};
-use crate::common::tier::{Clients, volume};
+use crate::common::tier::volume;
 use crate::common::{ended, now};
 use sha2::{Digest as _, Sha256};
 

@@ -224,7 +224,7 @@ fn builds_of_ordinary_users_go_to_the_service_and_outlive_its_manager() {
     install(&machine, UNIT, "root");
     assert_eq!(built(&machine, "first"), "riscv64\n");
 
-    let mut goes_on = running(&machine, &sleeper(10));
+    let mut goes_on = running(&machine, &sleeper(6));
     kill(&machine, "main");
     assert_eq!(built(&machine, "second"), "riscv64\n");
     assert_eq!(ended(&mut goes_on), Some(0), "{}", machine.logs());
