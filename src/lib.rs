@@ -23,6 +23,7 @@ pub mod open_files;
 pub mod output;
 pub mod paths;
 pub mod pool;
+pub mod program;
 pub mod record;
 pub mod serve;
 pub mod session;

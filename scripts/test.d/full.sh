@@ -12,7 +12,7 @@ run_part() {
             ;;
         volumes) tests_part "$1" files matrix_large ;;
         clients) tests_part "$1" files matrix matrix_interrupt ;;
-        repetitions) tests_part "$1" files crowd fresh scaling template ;;
+        repetitions) tests_part "$1" files crowd fresh inputs scaling template ;;
     esac
 }
 

@@ -227,7 +227,7 @@ const RULES: [Rule; 16] = [
     Rule {
         path: "",
         words: &["std::env::var"],
-        except: &["main.rs", "config"],
+        except: &["program.rs", "config"],
     },
 ];
 

@@ -1,0 +1,44 @@
+//! The program: parse, run, print what went wrong.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Problem};
+use crate::logging;
+use crate::output::Printer;
+
+/// All of `xpool`. It is here, as what `main.rs` calls is compiled after the library, with much of it for a second time.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let wanted_log = std::env::var("RUST_LOG").ok();
+    logging::start(
+        cli.log_level(),
+        wanted_log.as_deref(),
+        no_colour,
+        cli.log_file(),
+    );
+    let printer = Printer::new(no_colour);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            printer.error(&format!("starting threads: {error}"), &[]);
+            return ExitCode::FAILURE;
+        }
+    };
+    let patience = cli.end_patience();
+    let result = runtime.block_on(cli.run(printer));
+    runtime.shutdown_timeout(patience);
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let problem = Problem::of(&error);
+            printer.error(&problem.text, &problem.hints);
+            ExitCode::from(problem.exit_code)
+        }
+    }
+}
