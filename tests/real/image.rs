@@ -14,13 +14,15 @@ fn contents(installation: &Installation) -> Vec<String> {
     names.filter(|name| name != ".riscv64-linux.lock").collect()
 }
 
-/// Processes that have a text in their arguments.
-fn processes_with(text: &str) -> usize {
+/// Processes that have all of these texts in their arguments.
+fn processes_with(texts: &[&str]) -> usize {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let commands = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    commands
-        .filter(|command| String::from_utf8_lossy(command).contains(text))
-        .count()
+    let has_all = |command: &Vec<u8>| {
+        let command = String::from_utf8_lossy(command);
+        texts.iter().all(|text| command.contains(text))
+    };
+    commands.filter(has_all).count()
 }
 
 fn interrupted_by(wanted: Signal) {
@@ -33,10 +35,9 @@ fn interrupted_by(wanted: Signal) {
         .spawn()
         .unwrap();
     let said = || fs::read_to_string(&log).unwrap();
-    // The package manager's.
     let folder = installation.path().to_str().unwrap();
     installation.until("packages are being unpacked", || {
-        said().contains("fetching and unpacking") && processes_with(folder) > 0
+        said().contains("fetching and unpacking") && processes_with(&["mmdebstrap", folder]) > 0
     });
     signal(build.id(), wanted);
     assert_eq!(ended(&mut build), Some(1), "{}", said());
@@ -46,7 +47,11 @@ fn interrupted_by(wanted: Signal) {
         said()
     );
     assert_eq!(contents(&installation), [""; 0]);
-    assert_eq!(processes_with(folder), 0, "a process of the build lives on");
+    assert_eq!(
+        processes_with(&[folder]),
+        0,
+        "a process of the build lives on"
+    );
 }
 
 #[test]
