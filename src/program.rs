@@ -8,7 +8,7 @@ use crate::cli::{Cli, Problem};
 use crate::logging;
 use crate::output::Printer;
 
-/// All of `xpool`. It is here, as what `main.rs` calls is compiled after the library, with much of it for a second time.
+/// All of `xpool`. `main.rs` only calls this: what it instantiates itself is compiled after the library, and for a second time.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -10,9 +10,10 @@ run_part() {
             part "the pool's properties, a hundred thousand random runs" properties
             part "fuzzing the parsers" scripts/fuzz
             ;;
-        volumes) tests_part "$1" files matrix_large ;;
-        clients) tests_part "$1" files matrix matrix_interrupt ;;
-        repetitions) tests_part "$1" files crowd fresh inputs scaling template ;;
+        # One after another: each of them keeps both processors busy for minutes.
+        volumes) NEXTEST_TEST_THREADS=1 tests_part "$1" nextest 'test(/^matrix_large::/)' ;;
+        clients) tests_part "$1" nextest 'test(/^(matrix|matrix_interrupt)::/)' ;;
+        repetitions) tests_part "$1" nextest 'binary(real) & test(/^(fresh|inputs|scaling|template)::/) | test(/^crowd::/)' ;;
     esac
 }
 
@@ -24,52 +25,65 @@ properties() {
 # Results are kept in the cache: of each part a line with date, revision, minutes and counts.
 result_of() { printf '%s/full/%s' "${cache:?}" "$1"; }
 
+# What is tested. It never passes for something else: without git, and with changes, it is known not to be known.
 revision() {
-    local changed=''
-    [ -z "$(git status --porcelain 2>/dev/null)" ] || changed=-changed
-    printf '%s%s' "$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)" "$changed"
+    local commit changes
+    commit=$(git rev-parse --short=12 HEAD 2>/dev/null) && changes=$(git status --porcelain 2>/dev/null) || changes=unknown
+    printf '%s%s' "${commit:-unknown}" "${changes:+-changed}"
 }
 
-# full [PART...]: runs them, or those that have not passed on this revision, and shows the results of all. Fails unless all have passed.
+# full [PART...]: runs these parts, or those that have not passed on this revision, and shows the results of all. Fails unless those that
+# it was to run have passed.
 full() {
-    local name names=("$@")
+    local name names=("$@") status=0
     if [ $# = 0 ]; then
         for name in "${PARTS[@]}"; do has_passed "$name" || names+=("$name"); done
     fi
     prepare
+    if [ "${failed_parts:?}" != 0 ]; then end_report; fi
     export XPOOL_TEST_FULL=1
-    for name in "${names[@]}"; do full_part "$name"; done
+    for name in "${names[@]}"; do full_part "$name" || status=1; done
     show_results
+    return $status
 }
 
 full_part() {
-    local name=$1 began=$SECONDS result
+    local name=$1 began=$SECONDS before after result
     clear_report
+    before=$(revision)
     say "part $name of the full tier"
     run_part "$name"
     show_times
+    show_skips
+    after=$(revision)
+    [ "$before" = "$after" ] || before=$before-changed
     result=$(result_of "$name")
     mkdir -p "${result%/*}"
-    printf '%s\t%s\t%s\t%s\n' "$(date --utc +%FT%RZ)" "$(revision)" $(((SECONDS - began + 59) / 60)) "$(counts)" >"$result.new"
+    printf '%s\t%s\t%s\t%s\n' "$(date --utc +%FT%RZ)" "$before" $(((SECONDS - began + 59) / 60)) "$(counts)" >"$result.new"
     mv "$result.new" "$result"
+    [[ $(counts) == [1-9]*" 0 failed,"* ]]
 }
 
+# Whether a part has passed on this revision: something has, and nothing failed.
 has_passed() {
     local now
     now=$(revision)
-    [[ $now != *-changed && $(cut -f 2,4 "$(result_of "$1")" 2>/dev/null) == "$now"$'\t'*" 0 failed,"* ]]
+    [[ $now != *-changed && $(cut -f 2,4 "$(result_of "$1")" 2>/dev/null) == "$now"$'\t'[1-9]*" 0 failed,"* ]]
 }
 
+# The last result of each part, and the sum of those on this revision.
 show_results() {
-    local name status=0
+    local name now
+    now=$(revision)
     printf '\n%-12s %-18s %-22s %7s  %s\n' part date revision minutes result
     for name in "${PARTS[@]}"; do
         awk -F '\t' -v name="$name" '{ printf "%-12s %-18s %-22s %7s  %s\n", name, $1, $2, $3, $4 }' "$(result_of "$name")" 2>/dev/null ||
             printf '%-12s has not run yet\n' "$name"
-        has_passed "$name" || status=1
     done
-    for name in "${PARTS[@]}"; do cut -f 4 "$(result_of "$name")" 2>/dev/null || true; done |
-        awk '{ passed += $1; failed += $3; skipped += $5 }
+    for name in "${PARTS[@]}"; do
+        has_passed "$name" || printf 'not passed on %s: %s\n' "$now" "$name"
+    done
+    for name in "${PARTS[@]}"; do cat "$(result_of "$name")" 2>/dev/null || true; done |
+        awk -F '\t' -v now="$now" '$2 == now { split($4, n, " "); passed += n[1]; failed += n[3]; skipped += n[5] }
             END { printf "\n%d passed, %d failed, %d skipped\n", passed, failed, skipped }'
-    return $status
 }

@@ -19,7 +19,7 @@ clear_report() {
     failed_parts=0
 }
 
-# part NAME COMMAND...: runs it, shows what it says, and keeps it for the counts. What comes after it runs whatever comes of it.
+# part NAME COMMAND...: runs it, shows what it says, and keeps it for the counts. A part that fails does not stop the next one.
 part() {
     local name=$1 began=$SECONDS status=0
     shift
@@ -42,7 +42,7 @@ plain() { sed 's/\x1b\[[0-9;]*m//g'; }
 
 # From nextest's lines for each test, such as `PASS [  12.345s] ( 1/20) xpool::real fresh::many_sessions`: seconds, number of tests, file.
 files_of_nextest() {
-    awk '$1 ~ /^(PASS|FAIL|TIMEOUT|ABORT|SIG[A-Z]+)$/ && match($0, /\[ *[0-9.]+s\]/) {
+    awk '$1 ~ /^(PASS|FAIL|LEAK|TIMEOUT|ABORT|SIG[A-Z]+)$/ && match($0, /\[ *[0-9.]+s\]/) {
         seconds = substr($0, RSTART + 1, RLENGTH - 3) + 0
         file = $NF
         sub(/::.*/, "", file)
@@ -78,6 +78,10 @@ counts() {
     printf '%s passed, %s failed, %s skipped\n' "$passed" "$failed" "$skipped"
 }
 
+show_skips() {
+    [ ! -s "$report/skips" ] || { printf '\nskipped:\n' && cat "$report/skips"; }
+}
+
 show_times() {
     printf '\n%8s %6s  %s\n' seconds tests 'part (indented: files of tests, two of which run at a time)'
     sort -rn "$report/times" | awk -F '\t' '{ printf "%8s %6s  %s\n", $1, $2, $3 }'
@@ -88,7 +92,7 @@ end_report() {
     local line
     line=$(counts)
     show_times
-    [ ! -s "$report/skips" ] || { printf '\nskipped:\n' && cat "$report/skips"; }
+    show_skips
     printf '\n%s\n' "$line"
     [[ $line == *" 0 failed,"* ]]
 }

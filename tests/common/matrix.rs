@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::nix::{Nix, Running, Transport, Version, started, stderr};
-use super::tier::is_full;
+use super::tier::volume;
 use super::{Installation, Serving, namespace};
 
 pub const SYSTEM: &str = "riscv64-linux";
@@ -39,9 +39,9 @@ pub enum Clients {
 impl Clients {
     pub fn kinds(self) -> &'static [Kind] {
         match self {
-            Self::Some if !is_full() => &EVERY[..SOME],
-            Self::Others if !is_full() => &EVERY[SOME..],
-            _ => &EVERY,
+            Self::Every => &EVERY,
+            Self::Some => volume(&EVERY[..SOME], &EVERY),
+            Self::Others => volume(&EVERY[SOME..], &EVERY),
         }
     }
 }
@@ -76,12 +76,7 @@ pub fn installed(
 /// The clients of an installation, which has the same number of slots for each.
 #[track_caller]
 pub fn clients(installation: &Installation, clients: Clients) -> Vec<Client<'_>> {
-    of_kinds(installation, clients.kinds())
-}
-
-/// The same, of these kinds.
-#[track_caller]
-pub fn of_kinds<'a>(installation: &'a Installation, kinds: &[Kind]) -> Vec<Client<'a>> {
+    let kinds = clients.kinds();
     kinds
         .iter()
         .enumerate()

@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 /// The longest test takes five minutes on a machine that is busy with something else.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
-/// Ends the tests of this file when it is not dropped in time.
+/// Ends the test's process when it is not dropped in time.
 pub struct Watchdog {
     _dropped: Sender<()>,
 }

@@ -295,7 +295,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A name that is no test's would be a test that does not run alone.
+/// A name that is no test's would be a test that does not run alone, or not first.
 #[test]
 fn nextest_is_told_of_tests_that_there_are() {
     let config = fs::read_to_string(".config/nextest.toml").unwrap();
@@ -303,8 +303,23 @@ fn nextest_is_told_of_tests_that_there_are() {
     let names: Vec<&str> = names.map(|text| text.split_once(')').unwrap().0).collect();
     assert!(!names.is_empty());
     for name in names {
-        let (file, test) = name.split_once("::").unwrap();
-        let source = fs::read_to_string(format!("tests/real/{file}.rs")).unwrap();
+        let (file, test) = name.rsplit_once("::").unwrap();
+        let file = format!("tests/real/{}.rs", file.replace("::", "/"));
+        let source = fs::read_to_string(file).unwrap();
         assert!(source.contains(&format!("fn {test}(")), "{name}");
     }
+}
+
+/// scripts/check.sh and scripts/test name them.
+#[test]
+fn there_are_three_programs_of_tests() {
+    let programs = fs::read_dir("tests").unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let is_program =
+            path.join("main.rs").exists() || path.extension().is_some_and(|end| end == "rs");
+        is_program.then(|| path.file_stem().unwrap().to_string_lossy().into_owned())
+    });
+    let mut programs: Vec<String> = programs.collect();
+    programs.sort();
+    assert_eq!(programs, ["gateway", "it", "real"]);
 }

@@ -1,4 +1,4 @@
-# What tests/nix.rs asks for: the modules and the flake, evaluated with stubs in place of NixOS, and configurations that are to be
+# What tests/it/nix.rs asks for: the modules and the flake, evaluated with stubs in place of NixOS, and configurations that are to be
 # refused.
 let
   inputs = import ./inputs.nix;
@@ -98,7 +98,7 @@ in
     tested = told (nixos "x86_64-linux" [ flake.checks.x86_64-linux.service.nodes.machine ]);
   };
 
-  # Each is refused, with the words that tests/nix.rs has for it.
+  # Each is refused, with the words that tests/it/nix.rs has for it.
   bad = {
     unknown-option = (enabled { pakage = null; }).services.xpool;
     wrong-type = (enabled { users = "alice"; }).services.xpool.users;

@@ -1,4 +1,4 @@
-# Both inputs of the flake as one, for `nix flake show --override-input nixpkgs path:tests/nix`: tests/nix.rs.
+# Both inputs of the flake as one, for `nix flake show --override-input nixpkgs path:tests/nix`: tests/it/nix.rs.
 {
   outputs =
     _:

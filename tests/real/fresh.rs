@@ -177,7 +177,7 @@ fn eight_clones_serve_at_once_and_take_little_memory() {
         assert!(mib <= 150, "{vm:#}");
     }
 
-    let script = "read -r id < /proc/sys/kernel/random/boot_id; sleep 8; echo $id > $out";
+    let script = "read -r id < /proc/sys/kernel/random/boot_id; sleep 12; echo $id > $out";
     let one = derivation(SYSTEM, "slow", "inherit n;", script);
     let eight = format!("map (n: {one}) [ 1 2 3 4 5 6 7 8 ]");
     let mut running = nix.start(&eight);

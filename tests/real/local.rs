@@ -24,7 +24,7 @@ fn until_it_runs(nix: &Nix<'_>, running: &Running) {
 fn a_build_goes_on_when_the_manager_is_killed_and_another_one_comes() {
     let (installation, mut serving) = started("[pool]\nmax-vms = 1\n");
     let nix = nix(&installation);
-    let mut running = nix.start(&sleeper(6));
+    let mut running = nix.start(&sleeper(8));
     until_it_runs(&nix, &running);
     serving.signal(Signal::KILL);
     serving.ended();
@@ -41,7 +41,7 @@ fn a_build_goes_on_when_the_manager_is_killed_and_another_one_comes() {
         installation.qemus().is_empty() && installation.leftovers().is_empty()
     });
     // It is there, and is not built again.
-    assert_eq!(nix.results(&sleeper(6)), ["done\n"]);
+    assert_eq!(nix.results(&sleeper(8)), ["done\n"]);
 }
 
 #[test]

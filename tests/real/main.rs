@@ -1,5 +1,5 @@
 //! Tests that boot real guests in QEMU and build with real Nixes, one file for each thing that is looked at. One program, since each
-//! takes as long to compile as all of them; `scripts/test` runs it once for each file.
+//! takes as long to compile as all of them.
 
 #![allow(clippy::unwrap_used, reason = "tests: a panic is a failure")]
 

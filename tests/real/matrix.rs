@@ -176,16 +176,26 @@ fn keeps_going(client: &Client<'_>) {
 }
 
 #[test]
-fn every_client_hears_of_a_failed_build_as_with_nix_alone_and_keeps_going_if_it_shall() {
+fn every_client_hears_of_a_failed_build_as_with_nix_alone() {
+    const CLIENTS: Clients = Clients::Every;
+    let test = "every_client_hears_of_a_failed_build_as_with_nix_alone";
+    let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
+        return;
+    };
+    each(&clients(&installation, CLIENTS), fails_as_with_nix_alone);
+    installation.until("no session is left", || {
+        installation.list(SYSTEM, "sessions").is_empty()
+    });
+}
+
+#[test]
+fn a_client_keeps_going_after_a_failed_build_if_it_shall() {
     const CLIENTS: Clients = Clients::Others;
-    let test = "every_client_hears_of_a_failed_build_as_with_nix_alone_and_keeps_going_if_it_shall";
+    let test = "a_client_keeps_going_after_a_failed_build_if_it_shall";
     let Some((installation, _serving)) = installed(test, CLIENTS, 3, TWO_VMS) else {
         return;
     };
-    each(&clients(&installation, CLIENTS), |client| {
-        fails_as_with_nix_alone(client);
-        keeps_going(client);
-    });
+    each(&clients(&installation, CLIENTS), keeps_going);
     installation.until("no session is left", || {
         installation.list(SYSTEM, "sessions").is_empty()
     });
@@ -226,9 +236,9 @@ fn serves_known() -> u16 {
 }
 
 #[test]
-fn every_client_has_known_content_made_and_fetched_and_no_other() {
+fn clients_have_known_content_made_and_fetched_and_no_other() {
     const CLIENTS: Clients = Clients::Some;
-    let test = "every_client_has_known_content_made_and_fetched_and_no_other";
+    let test = "clients_have_known_content_made_and_fetched_and_no_other";
     let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };
@@ -355,9 +365,9 @@ fn copies_in_and_out(client: &Client<'_>, vm: &str) {
 }
 
 #[test]
-fn every_client_copies_to_and_from_a_machine_that_it_names() {
+fn clients_copy_to_and_from_a_machine_that_they_name() {
     const CLIENTS: Clients = Clients::Others;
-    let test = "every_client_copies_to_and_from_a_machine_that_it_names";
+    let test = "clients_copy_to_and_from_a_machine_that_they_name";
     let Some((installation, _serving)) = installed(test, CLIENTS, 1, TWO_VMS) else {
         return;
     };

@@ -125,7 +125,7 @@ fn starts_that_fail_degrade_a_pool_and_one_that_does_not_heals_it() {
     let status = installation.run(&["status"]);
     assert_eq!(status.code, Some(1), "{status:?}");
     assert!(status.stdout.contains("degraded"), "{status:?}");
-    // Who comes now is told at once.
+    // A build that comes now is told at once.
     let again = nix.build(&expression).output().unwrap();
     let said = crate::common::nix::stderr(&again);
     assert!(said.contains("the last 3 starts failed"), "{said}");
@@ -137,4 +137,18 @@ fn starts_that_fail_degrade_a_pool_and_one_that_does_not_heals_it() {
     assert_eq!(installation.run(&["status"]).code, Some(0));
     let logs = installation.logs();
     assert_eq!(logs.matches("starting a VM").count(), 4, "{logs}");
+}
+
+#[test]
+fn a_start_that_takes_longer_than_the_boot_timeout_fails_and_says_so() {
+    let (installation, _serving) =
+        started("[pool]\ntemplate = false\nboot-timeout = \"1s\"\nwait-timeout = \"1s\"\n");
+    let nix = Nix::new(&installation);
+    let expression = derivation(RISCV64, "hasty", "", "echo built > $out");
+    let output = nix.build(&expression).output().unwrap();
+    assert!(!output.status.success());
+    installation.until("the start has failed", || {
+        let status = installation.run(&["status"]).stdout;
+        status.contains("within 1s: still waiting for the guest agent")
+    });
 }

@@ -112,12 +112,12 @@ fn a_shell_runs_beside_a_build_and_says_why_it_ended() {
     let (installation, _serving) = started("[pool]\nmax-vms = 1\n");
     let nix = Nix::new(&installation);
     let mut build = nix
-        .build(&sleeper(6))
+        .build(&sleeper(10))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     installation.until("it builds", || {
-        in_vm(&installation, "ps | grep '[s]leep 6'").code == Some(0)
+        in_vm(&installation, "ps | grep '[s]leep 10'").code == Some(0)
     });
     let mut shell = background(&installation, "sleep 1000");
     assert_eq!(ended(&mut build), Some(0));

@@ -1,5 +1,5 @@
 //! `cargo run --example traces`: makes the traces of this folder, the same ones each time. They are invented, after what people
-//! and machines do: `tests/simulate.rs` says what a pool makes of them, and checks that they are what this makes.
+//! and machines do: `tests/it/simulate.rs` says what a pool makes of them, and checks that they are what this makes.
 
 use std::io;
 use std::path::Path;

@@ -107,7 +107,7 @@ async fn a_paused_copy_goes_on_with_the_right_time() {
         for _ in 0..2 {
             vm.pause().await.unwrap();
             vm.pause().await.unwrap();
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
             vm.resume().await.unwrap();
             let error = clock_error(&vm).await;
             assert!(error < 1.0, "the clock is {error} s off");
