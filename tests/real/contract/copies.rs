@@ -100,6 +100,21 @@ async fn what_root_writes_in_a_copy_is_in_no_other_one() {
     .await;
 }
 
+/// What was written between the boot and the save is in the guest's memory, on the template's disk, and not on the image's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_of_a_copy_has_what_its_memory_knows() {
+    for_each_image(async |image, dir| {
+        let vm = boot_with(&Qemu::default(), copy(image, "disk", dir)).await;
+        let content = "find /etc /nix/var /var -xdev -path /var/log -prune -o -xdev -type f -print0 | sort -z | xargs -0 cat | sha256sum";
+        let known = in_guest(&vm, content).await;
+        in_guest(&vm, "sync && echo 3 > /proc/sys/vm/drop_caches").await;
+        assert_eq!(in_guest(&vm, content).await, known);
+        vm.kill();
+        soon("the VM's end", vm.ended()).await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_copy_goes_on_with_the_right_time() {
     for_each_image(async |image, dir| {
