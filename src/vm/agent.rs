@@ -5,29 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use qapi::futures::{QapiService, QgaStreamTokio};
 use qapi::qga::{
     GuestExecCaptureOutput, GuestShutdownMode, QgaCommand, guest_exec, guest_exec_status,
     guest_get_time, guest_set_time, guest_shutdown,
 };
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Mutex;
 
-use super::guest_text::quoted;
+use channel::{AgentError, Channel};
+
 use super::wait::{Pace, within};
+
+mod channel;
+
+#[doc(hidden)]
+pub use channel::hear_agent;
 
 /// An agent that runs answers in tens of milliseconds, on a starved host in seconds.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long one attempt at getting into step may take; the next one starts with a new connection.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
-
-/// What the agent may send before it is in step: replies to somebody else, `guest-exec` output among them.
-const STALE_LIMIT: u64 = 64 * 1024 * 1024;
-
-type Service = QapiService<QgaStreamTokio<OwnedWriteHalf>>;
 
 /// How a program in the guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +52,7 @@ pub(super) struct Agent {
 struct Connection {
     socket: PathBuf,
     /// In step with the agent; `None` before the first request and after a failed one.
-    service: Option<Service>,
+    channel: Option<Channel>,
     syncs: i64,
 }
 
@@ -64,7 +61,7 @@ impl Agent {
     pub(super) fn new(socket: PathBuf) -> Self {
         let connection = Connection {
             socket,
-            service: None,
+            channel: None,
             syncs: 0,
         };
         Self {
@@ -79,7 +76,7 @@ impl Agent {
             // What is said before the agent has opened its port waits for it, so most boots need one attempt.
             match within("the guest agent", SYNC_LIMIT, connection.in_step()).await {
                 Ok(outcome) => return outcome.map(drop),
-                Err(_) => connection.service = None,
+                Err(_) => connection.channel = None,
             }
         }
     }
@@ -151,7 +148,7 @@ impl Agent {
 
     /// Lets go of the agent, so that the guest knows of nobody. The next request connects anew.
     pub(super) async fn hang_up(&self) {
-        self.connection.lock().await.service = None;
+        self.connection.lock().await.channel = None;
     }
 
     /// Has the guest shut itself down. Returns when the agent has refused, or has taken it silently for `patience`.
@@ -200,77 +197,41 @@ impl Connection {
         command: C,
         limit: Duration,
     ) -> anyhow::Result<C::Ok> {
-        let no_reply = NoReply { command: C::NAME };
         let in_step = within("the guest agent", limit, self.in_step()).await;
-        let service = in_step.context("the guest agent does not answer")??;
-        match tokio::time::timeout(limit, service.execute(command)).await {
+        let channel = in_step.context("the guest agent does not answer")??;
+        match tokio::time::timeout(limit, channel.execute(command)).await {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(qapi::ExecuteError::Qapi(refused))) => {
-                let said = quoted(refused.desc.as_bytes());
+            Ok(Err(AgentError::Refused(said))) => {
                 Err(anyhow::anyhow!(said).context(format!("guest agent command `{}`", C::NAME)))
             }
-            // The reply may still come: the next request must not take it for its own.
-            Ok(Err(qapi::ExecuteError::Io(_))) | Err(_) => {
-                self.service = None;
-                Err(no_reply.into())
+            // What it still sends is not for the next request.
+            Ok(Err(broken)) => {
+                self.channel = None;
+                Err(anyhow::Error::new(broken).context(NoReply { command: C::NAME }))
+            }
+            Err(_) => {
+                self.channel = None;
+                Err(NoReply { command: C::NAME }.into())
             }
         }
     }
 
-    async fn in_step(&mut self) -> anyhow::Result<&Service> {
-        if self.service.is_none() {
+    async fn in_step(&mut self) -> anyhow::Result<&mut Channel> {
+        if self.channel.is_none() {
             self.syncs += 1;
-            let stream = UnixStream::connect(&self.socket)
+            let mut channel = Channel::connect(&self.socket)
                 .await
                 .with_context(|| format!("connecting to `{}`", self.socket.display()))?;
-            let stream = sync(stream, self.syncs)
+            channel
+                .sync(self.syncs)
                 .await
                 .context("syncing with the guest agent")?;
-            let (from_agent, to_agent) = stream.into_split();
-            let (service, replies) = QgaStreamTokio::open_split(from_agent, to_agent).into_parts();
-            tokio::spawn(replies.into_future());
-            self.service = Some(service);
+            self.channel = Some(channel);
         }
-        self.service
-            .as_ref()
+        self.channel
+            .as_mut()
             .context("no connection to the guest agent")
     }
-}
-
-/// Gets into step: what the agent says before it answers *this* sync was meant for somebody else.
-async fn sync(stream: UnixStream, id: i64) -> anyhow::Result<UnixStream> {
-    let mut reader = BufReader::new(stream);
-    // The first byte, which no JSON contains, makes the agent drop half a request.
-    let request =
-        format!("{{\"execute\":\"guest-sync-delimited\",\"arguments\":{{\"id\":{id}}}}}\n");
-    reader
-        .write_all(&[&[0xff], request.as_bytes()].concat())
-        .await?;
-    let mut from_agent = (&mut reader).take(STALE_LIMIT);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        anyhow::ensure!(
-            from_agent.read_until(b'\n', &mut line).await? > 0,
-            "the connection ended"
-        );
-        if is_answer(&line, id) {
-            return Ok(reader.into_inner());
-        }
-    }
-}
-
-/// Whether a line of the agent is the answer to sync number `id`: it starts with 0xff, perhaps after half a reply.
-fn is_answer(line: &[u8], id: i64) -> bool {
-    let json = line.rsplit(|byte| *byte == 0xff).next().unwrap_or_default();
-    serde_json::from_slice::<serde_json::Value>(json)
-        .is_ok_and(|reply| line.contains(&0xff) && reply["return"].as_i64() == Some(id))
-}
-
-/// Whether an agent's line brings into step, and what is shown of it; for the fuzz targets.
-#[doc(hidden)]
-pub fn read_line(line: &[u8], id: i64) -> (bool, String) {
-    (is_answer(line, id), quoted(line))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ const LONGEST: usize = 500;
 
 /// At most 500 characters of what was said, without what terminals obey. Lines and tabs stay.
 pub(super) fn quoted(said: &[u8]) -> String {
+    // A character has four bytes at the most, so nothing that would be shown is lost.
+    let said = &said[..said.len().min(4 * (LONGEST + 1))];
     let said = String::from_utf8_lossy(said);
     let mut chars = said.trim_end().chars();
     let mut quoted: String = chars.by_ref().take(LONGEST).map(harmless).collect();

@@ -30,7 +30,7 @@ mod timers;
 mod wait;
 
 #[doc(hidden)]
-pub use agent::read_line;
+pub use agent::hear_agent;
 #[doc(hidden)]
 pub use qmp::filtered;
 
