@@ -243,9 +243,9 @@ impl Pool {
             return Vec::new();
         };
         self.vcpus.remove(&vm);
-        // A VM that was told to stop has nothing to say about the next start, nor has one that died at work: that may
-        // be the work's doing, and its client has been told.
-        let counts = state.is_booting() || state.idle_since().is_some();
+        // A VM that was told to stop has nothing to say about the next start, nor has one that somebody has had: its end may be
+        // their doing, at work or afterwards, and nobody else's builds wait for it.
+        let counts = state.is_booting() || state.is_unused();
         match exit {
             Exit::Failed { reason, retry } if counts => self.start_failed(now, reason, retry),
             _ => Vec::new(),

@@ -155,6 +155,11 @@ impl VmState {
         matches!(self, Self::Booting { .. })
     }
 
+    /// Whether it can serve and was given to nobody yet.
+    pub(super) fn is_unused(&self) -> bool {
+        self.as_ready().is_some_and(|vm| vm.clients.is_empty())
+    }
+
     /// The VM, if it can serve.
     pub(super) fn as_ready(&self) -> Option<&ReadyVm> {
         match self {

@@ -135,7 +135,10 @@ impl World {
     }
 
     pub(super) fn exit(&mut self, vm: VmId, retry: Retry) {
-        let exit = match self.vms.remove(&vm) {
+        let life = self.vms.remove(&vm);
+        let is_theirs = matches!(life, Some(Life::Runs))
+            && (self.users.contains_key(&vm) || self.pinned.contains_key(&vm));
+        let exit = match life {
             Some(Life::Stops) => Exit::Stopped,
             _ => Exit::Failed {
                 reason: "it broke".to_owned(),
@@ -147,7 +150,12 @@ impl World {
             .partition(|(_, at)| *at == vm);
         self.running = running;
         self.leases.retain(|_, (at, _)| *at != vm);
+        let failures = self.pool.backoff.failures();
         self.send(Event::VmExited(vm, exit));
+        if is_theirs {
+            // 27. Who has had a VM cannot hold up the next start by its end.
+            assert_eq!(self.pool.backoff.failures(), failures);
+        }
         // Say that every other session had not used its VM yet.
         for session in lost.into_keys().filter(|session| session.0 % 2 == 0) {
             let place = self.waiting.partition_point(|waiting| *waiting < session);

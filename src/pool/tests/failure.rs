@@ -148,3 +148,36 @@ fn who_has_waited_too_long_is_told_so() {
     assert_eq!(pool.handle(now + SECOND * 90, close(1)), [assign(3, 1)]);
     assert_eq!(pool.deadline(), None);
 }
+
+#[test]
+fn a_vm_that_dies_after_its_session_says_nothing_of_the_next_start() {
+    let (mut pool, now) = pool_with(policy(Reuse::Never, 3));
+    for n in 1..=3 {
+        pool.handle(now, open(n));
+    }
+    for (session, vm) in [(1, 1), (2, 2), (3, 3)] {
+        assert_eq!(pool.handle(now, ready(vm)), [assign(session, vm)]);
+    }
+    assert_eq!(pool.handle(now, open_for("anna", 4)), []);
+    // Their outputs may still be fetched, so they are kept; and then their guests power off.
+    for n in 1..=3 {
+        let closed = Event::SessionClosed(SessionId(n), Outputs::Unfetched);
+        assert_eq!(pool.handle(now, closed), []);
+    }
+    let off = || failed("the guest powered itself off");
+    assert_eq!(pool.handle(now, Event::VmExited(VmId(1), off())), [boot(4)]);
+    assert_eq!(pool.handle(now, Event::VmExited(VmId(2), off())), []);
+    assert_eq!(pool.handle(now, Event::VmExited(VmId(3), off())), []);
+    assert!(!pool.status(now).degraded);
+}
+
+#[test]
+fn a_vm_that_dies_before_anybody_has_had_it_is_a_failed_start() {
+    let (mut pool, mut now) = pool(1);
+    for n in 1..=3 {
+        assert_eq!(pool.handle(now, Event::Up(1)), [boot(n)]);
+        pool.handle(now, ready(n));
+        pool.handle(now, Event::VmExited(VmId(n), failed("it broke")));
+        now = pool.deadline().unwrap();
+    }
+}
