@@ -12,6 +12,7 @@ use crate::control::client::ControlError;
 use crate::manager::ticket::{First, SessionRequest, Share};
 use crate::nix::handshake::Promise;
 use crate::nix::slot::SlotName;
+use crate::session::account::Account;
 use crate::session::{self, Outcome};
 
 #[derive(Debug, Args)]
@@ -48,7 +49,15 @@ pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
     };
     let (input, output) = (stdio::input()?, stdio::output()?);
     let desk = connection.desk();
-    let outcome = session::serve(input, output, &desk, request, &Promise::of_xpool()).await;
+    let outcome = session::serve(
+        input,
+        output,
+        Account::unlimited().charge(),
+        &desk,
+        request,
+        &Promise::of_xpool(),
+    )
+    .await;
     if let Some(message) = outcome.hook_message() {
         context.printer.say(&message);
     }

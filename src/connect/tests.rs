@@ -21,6 +21,7 @@ use crate::nix::System;
 use crate::nix::handshake::{ClientProgress, ClientSide, Promise, ServerProgress, ServerSide};
 use crate::nix::stderr;
 use crate::nix::wire::{Version, put_number, put_string};
+use crate::session::account::Account;
 use crate::session::{self, Outcome};
 use crate::shutdown::Shutdown;
 use crate::vm::Hop;
@@ -115,7 +116,15 @@ impl Nix {
         };
         let desk = connection.desk();
         let ended = tokio::spawn(async move {
-            session::serve(reader, writer, &desk, request, &Promise::of_xpool()).await
+            session::serve(
+                reader,
+                writer,
+                Account::unlimited().charge(),
+                &desk,
+                request,
+                &Promise::of_xpool(),
+            )
+            .await
         });
         let mut nix = Self { stream, ended };
         nix.shake_hands().await;

@@ -1,97 +1,134 @@
 //! The channels of one connection, and how much the client may send on them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use russh::server::Msg;
 use russh::{Channel, ChannelId, ChannelWriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::inbox::{Inbox, InboxReader};
+use super::inbox::{Inbox, InboxReader, Overrun};
+use crate::session::account::Account;
 
-/// How much a client may send on a channel before it has to wait for word, in bytes.
-pub(super) const WINDOW: u32 = 2 << 20;
+/// How much a client may send on a channel before it has to wait for word, in bytes. Not more: while keys are exchanged anew, russh ends a
+/// connection on which more than twice [`SMALL_WINDOW`] comes, headers included, and all of this may be under way then.
+pub(super) const WINDOW: u32 = 960 << 10;
+
+/// The same for a channel that was just opened, and for those of a client over its account's limit.
+pub(super) const SMALL_WINDOW: u32 = 512 << 10;
 
 /// The same for a connection with a full inbox. Not less: with less, russh never looks again whether there is room.
 pub(super) const TRICKLE: u32 = 2;
 
 /// The channels that the client has not closed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Channels {
+    account: Arc<Account>,
     states: HashMap<ChannelId, ChannelState>,
+    /// The window that russh has given a channel for the bytes that it is about to hand over.
+    granted: Option<(ChannelId, u32)>,
 }
 
 #[derive(Debug)]
-enum ChannelState {
-    /// Opened; nothing runs on it yet.
-    Open(ChannelWriteHalf<Msg>),
-    /// Has its one command.
-    Used {
-        inbox: Inbox,
-        /// Cancelled when the client closes it.
-        closed: CancellationToken,
-    },
+struct ChannelState {
+    inbox: Inbox,
+    /// Where its command writes; `None` once it has one.
+    writer: Option<ChannelWriteHalf<Msg>>,
+    /// Cancelled when the client closes it.
+    closed: CancellationToken,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Channels {
+    /// None yet, of a client with this account.
+    pub(super) fn new(account: Arc<Account>) -> Self {
+        Self {
+            account,
+            states: HashMap::new(),
+            granted: None,
+        }
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.states.len()
     }
 
     /// Takes in a channel that the client opens.
-    pub(super) fn open(&mut self, channel: Channel<Msg>) {
+    pub(super) fn open(&mut self, channel: Channel<Msg>, place: OwnedSemaphorePermit) {
         // Without the other half russh keeps no bytes for it: they come to the handler only.
         let (_, writer) = channel.split();
-        self.states.insert(writer.id(), ChannelState::Open(writer));
+        let id = writer.id();
+        let state = ChannelState {
+            inbox: Inbox::new(SMALL_WINDOW as usize, self.account.charge()),
+            writer: Some(writer),
+            closed: CancellationToken::new(),
+            _place: place,
+        };
+        self.states.insert(id, state);
     }
 
-    /// Gives both directions of a channel to its one command; `None` if it has one already. `closed` is cancelled when the
-    /// client closes the channel.
+    /// Gives both directions of a channel to its one command; `None` if it has one already. The token is cancelled when the client
+    /// closes the channel, or with `parent`.
     pub(super) fn begin(
         &mut self,
         id: ChannelId,
-        closed: CancellationToken,
-    ) -> Option<(InboxReader, ChannelWriteHalf<Msg>)> {
+        parent: &CancellationToken,
+    ) -> Option<(InboxReader, ChannelWriteHalf<Msg>, CancellationToken)> {
         let state = self.states.get_mut(&id)?;
-        if let ChannelState::Used { .. } = state {
-            return None;
-        }
-        let inbox = Inbox::default();
-        let reader = inbox.reader();
-        match std::mem::replace(state, ChannelState::Used { inbox, closed }) {
-            ChannelState::Open(writer) => Some((reader, writer)),
-            ChannelState::Used { .. } => None,
-        }
+        let writer = state.writer.take()?;
+        state.closed = parent.child_token();
+        Some((state.inbox.reader(), writer, state.closed.clone()))
     }
 
-    /// Where a channel's bytes go; `None` before its command.
-    pub(super) fn inbox(&self, id: ChannelId) -> Option<&Inbox> {
-        match self.states.get(&id)? {
-            ChannelState::Used { inbox, .. } => Some(inbox),
-            ChannelState::Open(_) => None,
+    /// A channel's bytes have come. Where they go; `None` if there is no such channel.
+    pub(super) fn receive(
+        &mut self,
+        id: ChannelId,
+        sent: usize,
+    ) -> Result<Option<&Inbox>, Overrun> {
+        let granted = self.granted.take().filter(|(channel, _)| *channel == id);
+        let Some(state) = self.states.get(&id) else {
+            return Ok(None);
+        };
+        state.inbox.count(sent, granted.map(|(_, window)| window))?;
+        Ok(Some(&state.inbox))
+    }
+
+    /// The client sends no more on a channel.
+    pub(super) fn end(&self, id: ChannelId) {
+        if let Some(state) = self.states.get(&id) {
+            state.inbox.end();
         }
     }
 
     /// Forgets a channel that the client has closed, and ends what ran on it.
     pub(super) fn close(&mut self, id: ChannelId) {
-        if let Some(ChannelState::Used { closed, .. }) = self.states.remove(&id) {
-            closed.cancel();
+        if let Some(state) = self.states.remove(&id) {
+            state.closed.cancel();
         }
     }
 
-    /// How much the client may send: as much as there is room for, so that it slows down before it has to stop. russh keeps
-    /// one value for all channels of a connection, so one full inbox slows all of them.
+    /// Notes the window that a channel was given just now, and says how large the next one is to be, on any channel: russh keeps one
+    /// value for all channels of a connection, so one full inbox slows all of them.
+    pub(super) fn grant(&mut self, id: ChannelId, window: u32) -> u32 {
+        self.granted = Some((id, window));
+        self.window()
+    }
+
+    /// How much the client may send: as much as there is room for, so that it slows down before it has to stop.
     ///
     /// With all or nothing here and the handler's rest after every packet, bytes took about three times as long
     /// (`scripts/bench gateway`). Either alone cost little.
-    pub(super) fn window(&self) -> u32 {
-        let room = |state: &ChannelState| match state {
-            ChannelState::Used { inbox, .. } => Some(inbox.room()),
-            ChannelState::Open(_) => None,
+    fn window(&self) -> u32 {
+        let most = if self.account.is_short() {
+            SMALL_WINDOW
+        } else {
+            WINDOW
         };
-        let least = self.states.values().filter_map(room).min();
-        least.map_or(WINDOW, |room| {
-            u32::try_from(room).map_or(WINDOW, |room| room.clamp(TRICKLE, WINDOW))
-        })
+        let rooms = self.states.values().map(|state| state.inbox.room());
+        let least = rooms.min().unwrap_or(usize::MAX);
+        u32::try_from(least).map_or(most, |room| room.clamp(TRICKLE, most))
     }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 use russh::keys::{HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channels::{Channels, TRICKLE};
 use super::exec::{self, Command};
+use super::inbox::Inbox;
 use super::lobby::Place;
+use super::quota::Quota;
 use super::{Client, Shared, relay};
 use crate::manager::ticket::{First, SessionRequest};
 
@@ -19,18 +22,31 @@ use crate::manager::ticket::{First, SessionRequest};
 /// bytes whenever it may. Not after larger ones, which were under way: meanwhile nothing goes to the client either.
 const REST: Duration = Duration::from_millis(5);
 
+/// The same for one that has sent a further inbox's worth in that way.
+const LONG_REST: Duration = Duration::from_secs(1);
+
 /// One connection's state.
 pub(super) struct Handler {
     shared: Arc<Shared>,
     peer: SocketAddr,
     /// Who logged in, and as which slot.
-    login: Option<(String, Client)>,
-    channels: Channels,
+    login: Option<Login>,
     logged_in: CancellationToken,
     place: Arc<Place>,
     alive: CancellationToken,
     /// russh drops the handler when the connection ends: that ends its sessions.
     _end_sessions: DropGuard,
+}
+
+/// A client that has logged in.
+struct Login {
+    /// The slot.
+    user: String,
+    client: Client,
+    quota: Arc<Quota>,
+    channels: Channels,
+    /// One of the connections that its key may have.
+    _connection: OwnedSemaphorePermit,
 }
 
 impl Handler {
@@ -45,7 +61,6 @@ impl Handler {
             shared,
             peer,
             login: None,
-            channels: Channels::default(),
             logged_in,
             place,
             _end_sessions: alive.clone().drop_guard(),
@@ -54,21 +69,21 @@ impl Handler {
     }
 
     /// Who this is; none of those that may log in with this key as this user.
-    fn client(&self, user: &str, key: &PublicKey) -> Option<&Client> {
+    fn client(&self, user: &str, key: &PublicKey) -> Option<&(Client, Arc<Quota>)> {
         let config = &self.shared.config;
-        let mut clients = config.clients.iter();
-        let client = clients.find(|client| client.key.key_data() == key.key_data());
+        let mut clients = self.shared.clients.iter();
+        let client = clients.find(|(client, _)| client.key.key_data() == key.key_data());
         let known = client.filter(|_| config.slot(user).is_some());
         if known.is_none() {
             let fingerprint = key.fingerprint(HashAlg::Sha256);
-            let client = client.map(|client| &client.name);
+            let client = client.map(|(client, _)| &client.name);
             tracing::debug!(peer = %self.peer, ?user, ?client, %fingerprint, "login refused");
         }
         known
     }
 
     fn request(&self) -> Option<(SessionRequest, crate::nix::handshake::Promise)> {
-        let (user, client) = self.login.as_ref()?;
+        let Login { user, client, .. } = self.login.as_ref()?;
         let slot = self.shared.config.slot(user)?;
         let key = client.key.fingerprint(HashAlg::Sha256).to_string();
         let request = SessionRequest {
@@ -89,8 +104,10 @@ impl Handler {
         let Some((request, promise)) = self.request() else {
             return session.channel_failure(id);
         };
-        let closed = self.alive.child_token();
-        let Some((reader, writer)) = self.channels.begin(id, closed.clone()) else {
+        let Some(login) = &mut self.login else {
+            return session.channel_failure(id);
+        };
+        let Some((reader, writer, closed)) = login.channels.begin(id, &self.alive) else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
@@ -98,6 +115,7 @@ impl Handler {
             reader,
             writer,
             closed,
+            charge: login.quota.account.charge(),
         };
         let desk = self.shared.desk.clone();
         tokio::spawn(relay::run(channel, desk, request, promise));
@@ -111,7 +129,11 @@ impl Handler {
         why: &str,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if self.channels.begin(id, CancellationToken::new()).is_none() {
+        let channels = self.login.as_mut().map(|login| &mut login.channels);
+        if channels
+            .and_then(|channels| channels.begin(id, &self.alive))
+            .is_none()
+        {
             return session.channel_failure(id);
         }
         tracing::info!(peer = %self.peer, why, "refused a client's command");
@@ -120,6 +142,17 @@ impl Handler {
         session.exit_status_request(id, relay::FAILED)?;
         session.eof(id)?;
         session.close(id)
+    }
+
+    /// Where a channel's bytes go; `None` if there is no such channel. The error ends the connection.
+    fn receive(&mut self, id: ChannelId, sent: usize) -> Result<Option<&Inbox>, russh::Error> {
+        let Some(login) = &mut self.login else {
+            return Ok(None);
+        };
+        login.channels.receive(id, sent).map_err(|overrun| {
+            tracing::warn!(peer = %self.peer, client = login.client.name, %overrun, "cut a client that breaks SSH's rules");
+            russh::Error::from(std::io::Error::other(overrun))
+        })
     }
 }
 
@@ -151,10 +184,20 @@ impl russh::server::Handler for Handler {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        let Some(client) = self.client(user, key.public_key) else {
+        let Some((client, quota)) = self.client(user, key.public_key).cloned() else {
             return Ok(Auth::reject());
         };
-        self.login = Some((user.to_owned(), client.clone()));
+        // A key that has all its connections waits for one of them to end; others have theirs.
+        let Ok(connection) = quota.connections.clone().acquire_owned().await else {
+            return Ok(Auth::reject());
+        };
+        self.login = Some(Login {
+            user: user.to_owned(),
+            client,
+            channels: Channels::new(quota.account.clone()),
+            quota,
+            _connection: connection,
+        });
         Ok(Auth::Accept)
     }
 
@@ -170,11 +213,18 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.channels.len() >= self.shared.config.limits.max_channels {
+        let most = self.shared.config.limits.max_channels;
+        let login = self.login.as_mut();
+        let login = login.filter(|login| login.channels.len() < most);
+        let place = login.and_then(|login| {
+            let place = login.quota.channels.clone().try_acquire_owned().ok()?;
+            Some((login, place))
+        });
+        let Some((login, place)) = place else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
-        }
-        self.channels.open(channel);
+        };
+        login.channels.open(channel, place);
         reply.accept().await;
         Ok(())
     }
@@ -184,7 +234,9 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        self.channels.close(id);
+        if let Some(login) = &mut self.login {
+            login.channels.close(id);
+        }
         Ok(())
     }
 
@@ -194,14 +246,26 @@ impl russh::server::Handler for Handler {
         data: &[u8],
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let Some(inbox) = self.channels.inbox(id) else {
+        let Some(inbox) = self.receive(id, data.len())? else {
             return Ok(());
         };
         inbox.push(data);
         if data.len() <= TRICKLE as usize && inbox.is_full() {
-            tokio::time::sleep(REST).await;
+            let rest = if inbox.is_overfull() { LONG_REST } else { REST };
+            tokio::time::sleep(rest).await;
         }
         Ok(())
+    }
+
+    // Nobody reads it, but it takes room.
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _code: u32,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.receive(id, data.len()).map(drop)
     }
 
     async fn channel_eof(
@@ -209,14 +273,16 @@ impl russh::server::Handler for Handler {
         id: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(inbox) = self.channels.inbox(id) {
-            inbox.end();
+        if let Some(login) = &self.login {
+            login.channels.end(id);
         }
         Ok(())
     }
 
-    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
-        self.channels.window()
+    // Called when russh has given `current`, and before the bytes are handed over for which it has.
+    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+        let login = self.login.as_mut();
+        login.map_or(current, |login| login.channels.grant(channel, current))
     }
 
     async fn exec_request(

@@ -4,6 +4,9 @@
 //! hold up the whole connection. Then nobody sees that the client has gone, and a client that waits for room in the other
 //! direction waits for ever, because its own message about room is behind its bytes. So the handler never waits for a
 //! session: it puts bytes here, and while there are too many it lets the client have next to no room.
+//!
+//! russh takes what a client sends beyond the window that it was given (0.65, `Encrypted::adjust_window_size`), so the window is
+//! counted here a second time, and a client that sends more is cut (RFC 4254, 5.2).
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -13,14 +16,28 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::channels::WINDOW;
+use crate::session::account::Charge;
+
 /// From how many bytes on a client gets next to no room. A guest takes 100 MB/s, so this is 20 ms of its work.
 const FULL: usize = 2 << 20;
+
+/// From how many bytes on a client has sent a full inbox's worth in what little room there is.
+const OVERFULL: usize = FULL + WINDOW as usize;
 
 /// A buffer that was larger is given back when it is empty, in bytes.
 const KEPT: usize = 256 << 10;
 
+/// A client has sent more than its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client sent {sent} bytes into a window of {window}")]
+pub(super) struct Overrun {
+    sent: usize,
+    window: usize,
+}
+
 /// The end that the handler fills. A lock rather than messages: what counts is the number of bytes, not of messages.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Inbox {
     state: Arc<Mutex<State>>,
 }
@@ -31,9 +48,13 @@ pub(super) struct InboxReader {
     inbox: Inbox,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     bytes: VecDeque<u8>,
+    /// How many bytes the client may still send.
+    window: usize,
+    /// What its key's account is charged: the bytes and the window, which may become bytes at any time.
+    charged: Charge,
     /// The client sends no more.
     has_ended: bool,
     /// The session reads no more.
@@ -42,18 +63,45 @@ struct State {
 }
 
 impl Inbox {
+    /// One of a channel that was opened with a window of so many bytes, charged to its key.
+    pub(super) fn new(window: usize, mut charged: Charge) -> Self {
+        charged.set(window);
+        let state = State {
+            bytes: VecDeque::new(),
+            window,
+            charged,
+            has_ended: false,
+            is_abandoned: false,
+            reader: None,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
     /// The end to read from. There is one.
     pub(super) fn reader(&self) -> InboxReader {
         let inbox = self.clone();
         InboxReader { inbox }
     }
 
-    /// Adds bytes; drops them if nobody reads any more.
+    /// Takes so many bytes off the window. If russh has given the client a new one for them, that is what it has now.
+    pub(super) fn count(&self, sent: usize, granted: Option<u32>) -> Result<(), Overrun> {
+        let mut state = self.lock();
+        let window = state.window;
+        let left = window.checked_sub(sent).ok_or(Overrun { sent, window })?;
+        state.window = granted.map_or(left, |granted| granted as usize);
+        state.charge();
+        Ok(())
+    }
+
+    /// Adds bytes, which were counted; drops them if nobody reads any more.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut state = self.lock();
         if !state.is_abandoned {
             state.bytes.extend(bytes);
         }
+        state.charge();
         state.wake();
     }
 
@@ -69,6 +117,11 @@ impl Inbox {
         self.room() == 0
     }
 
+    /// Whether the client has sent on for long although it should not.
+    pub(super) fn is_overfull(&self) -> bool {
+        self.lock().bytes.len() >= OVERFULL
+    }
+
     /// How many more bytes it may hold. A client that has just been given room may send more than that.
     pub(super) fn room(&self) -> usize {
         FULL.saturating_sub(self.lock().bytes.len())
@@ -80,6 +133,10 @@ impl Inbox {
 }
 
 impl State {
+    fn charge(&mut self) {
+        self.charged.set(self.bytes.len() + self.window);
+    }
+
     fn wake(&mut self) {
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -103,6 +160,7 @@ impl AsyncRead for InboxReader {
         if state.bytes.is_empty() && state.bytes.capacity() > KEPT {
             state.bytes = VecDeque::new();
         }
+        state.charge();
         Poll::Ready(Ok(()))
     }
 }
@@ -112,6 +170,7 @@ impl Drop for InboxReader {
         let mut state = self.inbox.lock();
         state.is_abandoned = true;
         state.bytes = VecDeque::new();
+        state.charge();
     }
 }
 
@@ -120,10 +179,17 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::session::account::Account;
+
+    fn inbox(window: usize) -> (Arc<Account>, Inbox) {
+        let account = Account::unlimited();
+        let inbox = Inbox::new(window, account.charge());
+        (account, inbox)
+    }
 
     #[tokio::test]
     async fn bytes_come_out_in_order_and_then_the_end() {
-        let inbox = Inbox::default();
+        let (_, inbox) = inbox(100);
         let mut reader = inbox.reader();
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();
@@ -141,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_full_until_somebody_reads() {
-        let inbox = Inbox::default();
+        let (_, inbox) = inbox(3 * FULL);
         let mut reader = inbox.reader();
         inbox.push(&vec![1; FULL]);
         assert!(inbox.is_full());
@@ -153,5 +219,32 @@ mod tests {
         assert!(!inbox.is_full(), "what nobody reads takes no room");
         inbox.push(&vec![1; FULL]);
         assert!(!inbox.is_full());
+    }
+
+    #[test]
+    fn a_client_may_send_its_window_and_no_more() {
+        let (_, inbox) = inbox(10);
+        inbox.count(7, None).unwrap();
+        let overrun = Overrun { sent: 4, window: 3 };
+        assert_eq!(inbox.count(4, None), Err(overrun));
+        inbox.count(3, Some(20)).unwrap();
+        inbox.count(20, None).unwrap();
+        inbox.count(1, Some(20)).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_key_is_charged_for_what_is_unread_and_for_what_may_come() {
+        let (account, inbox) = inbox(10);
+        assert_eq!(account.held(), 10);
+        let mut reader = inbox.reader();
+        inbox.count(10, Some(30)).unwrap();
+        inbox.push(&[0; 10]);
+        assert_eq!(account.held(), 40);
+        reader.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(account.held(), 36);
+        drop(reader);
+        assert_eq!(account.held(), 30);
+        drop(inbox);
+        assert_eq!(account.held(), 0);
     }
 }

@@ -11,6 +11,7 @@ mod inbox;
 pub mod keys;
 mod lifeline;
 mod lobby;
+mod quota;
 mod relay;
 mod ssh;
 
@@ -31,6 +32,7 @@ use crate::nix::handshake::Promise;
 use crate::nix::slot::{self, SlotName};
 
 use lobby::Lobby;
+use quota::Quota;
 
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
@@ -95,6 +97,11 @@ pub struct Limits {
     pub max_connections: usize,
     /// Channels of one connection. Further ones are refused: Nix opens one, or `max-connections` of a store.
     pub max_channels: usize,
+    /// Channels of all connections of one key. Further ones are refused.
+    pub max_channels_per_key: usize,
+    /// What the clients of one key may make the gateway hold, in bytes, before they are slowed down: what they have sent and nobody has
+    /// read, and what they may send.
+    pub max_held_per_key: usize,
     /// How long a silent connection waits until it is asked for a sign of life. It ends after ten of these without one.
     pub keepalive: Duration,
     /// How long connections may go on after the gateway was told to stop: their sessions are told why by the manager.
@@ -110,6 +117,8 @@ impl Default for Limits {
             login_patience: Duration::from_secs(5),
             max_connections: 2048,
             max_channels: 64,
+            max_channels_per_key: 2048,
+            max_held_per_key: 256 << 20,
             keepalive: Duration::from_secs(30),
             closing_grace: Duration::from_secs(5),
         }
@@ -152,6 +161,8 @@ pub enum GatewayError {
 #[derive(Debug)]
 struct Shared {
     config: GatewayConfig,
+    /// The clients of the configuration, each with what its key may have.
+    clients: Vec<(Client, Arc<Quota>)>,
     ssh: Arc<russh::server::Config>,
     desk: SessionDesk,
 }
@@ -172,7 +183,10 @@ pub async fn serve(
         return Err(GatewayError::NoSlots);
     }
     let closing_grace = config.limits.closing_grace;
+    let quota = || Arc::new(Quota::new(&config.limits));
+    let clients = config.clients.iter();
     let shared = Arc::new(Shared {
+        clients: clients.map(|client| (client.clone(), quota())).collect(),
         ssh: Arc::new(ssh::config(&config.host_key, config.limits.keepalive)),
         config,
         desk,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::InboxReader;
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
+use crate::session::account::Charge;
 use crate::session::{self, Outcome};
 
 /// The extended data that `ssh` writes to its standard error (RFC 4254, 5.2).
@@ -28,6 +29,8 @@ pub(super) struct Channel {
     pub(super) writer: ChannelWriteHalf<Msg>,
     /// Cancelled when the client has closed it or is gone.
     pub(super) closed: CancellationToken,
+    /// For what the session holds beside.
+    pub(super) charge: Charge,
 }
 
 /// Serves a session on a channel until it ends or the client has closed it.
@@ -41,9 +44,17 @@ pub(super) async fn run(
         reader,
         writer,
         closed,
+        charge,
     } = channel;
     let (slot, client) = (request.slot.clone(), request.client.clone());
-    let session = session::serve(reader, writer.make_writer(), &desk, request, &promise);
+    let session = session::serve(
+        reader,
+        writer.make_writer(),
+        charge,
+        &desk,
+        request,
+        &promise,
+    );
     let served = closed.run_until_cancelled(session).await;
     tracing::debug!(slot, client, outcome = ?served, "session ended");
     let Some(outcome) = served else {

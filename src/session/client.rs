@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Outcome;
+use super::account::Charge;
 use crate::nix::handshake::{HandshakeError, Promise, ServerProgress, ServerSide};
 use crate::nix::stderr;
 use crate::nix::wire::{Reader, Version, WireError};
@@ -14,7 +15,7 @@ use crate::nix::wire::{Reader, Version, WireError};
 const MAX_HELD: usize = 64 * 1024;
 
 /// How many bytes a first request may have that is looked at: a hundred thousand paths.
-const MAX_REQUEST: usize = 32 * 1024 * 1024;
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
 
 /// How long a client that was told of a failure may take to leave. It closes at once; without the wait, one that still
 /// writes would meet a closed stream before it reads the reason.
@@ -28,9 +29,11 @@ pub(super) struct Client<R, W> {
     /// The protocol version that was agreed on.
     pub(super) version: Version,
     /// What it sent and no guest has received.
-    pub(super) held: Vec<u8>,
+    held: Vec<u8>,
     /// How much of that there may be.
     room: usize,
+    /// What is charged for it.
+    charge: Charge,
 }
 
 /// How a client's handshake went.
@@ -42,7 +45,12 @@ pub(super) enum Greeting<R, W> {
 }
 
 /// Answers a client's handshake.
-pub(super) async fn greet<R, W>(mut reader: R, mut writer: W, promise: &Promise) -> Greeting<R, W>
+pub(super) async fn greet<R, W>(
+    mut reader: R,
+    mut writer: W,
+    charge: Charge,
+    promise: &Promise,
+) -> Greeting<R, W>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -73,6 +81,7 @@ where
                 version,
                 held,
                 room: MAX_HELD,
+                charge,
             });
         }
     }
@@ -96,14 +105,14 @@ where
     }
 
     /// Waits until the first request is there in full, and gives what `read` makes of it. `None` if the client leaves before,
-    /// or if it is no such request.
+    /// or if it is no such request, or none that may be kept for so long.
     pub(super) async fn whole_request<T>(
         &mut self,
         read: impl Fn(&[u8]) -> Result<T, WireError>,
     ) -> Option<T> {
         let read = loop {
             match read(&self.held) {
-                Err(WireError::Incomplete) if self.held.len() < MAX_REQUEST => {}
+                Err(WireError::Incomplete) if self.may_hold_more() => {}
                 read => break read,
             }
             if let Ok(0) | Err(_) = self.reader.read_buf(&mut self.held).await {
@@ -113,6 +122,17 @@ where
         // It now waits for the reply, and what it sends beside shows that it is still there.
         self.room = self.held.len() + MAX_HELD;
         read.ok()
+    }
+
+    fn may_hold_more(&mut self) -> bool {
+        self.charge.set(self.held.len());
+        self.held.len() < MAX_REQUEST && !self.charge.account().is_short()
+    }
+
+    /// What it sent and no guest has received, to be passed on.
+    pub(super) fn take_held(&mut self) -> Vec<u8> {
+        self.charge.set(0);
+        std::mem::take(&mut self.held)
     }
 
     /// Holds what the client sends, and returns when it has left. Cancel safe.

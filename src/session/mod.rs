@@ -3,6 +3,7 @@
 //! The same for every front end: it knows a reader and a writer, not SSH. What it cannot say inside the protocol it returns
 //! for the front end to say.
 
+pub mod account;
 mod attend;
 mod client;
 mod guest;
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
 
+use account::Charge;
 use client::Greeting;
 use guest::Joined;
 use park::Parked;
@@ -83,10 +85,11 @@ impl Outcome {
     }
 }
 
-/// Serves one client until either side is done. Dropping the future ends the session: ticket and hop are dropped.
+/// Serves one client until either side is done. What it holds of the client's is charged. Dropping the future ends the session: ticket and hop are dropped.
 pub async fn serve<R, W>(
     reader: R,
     writer: W,
+    charge: Charge,
     desk: &SessionDesk,
     request: SessionRequest,
     promise: &Promise,
@@ -95,7 +98,7 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let greeting = client::greet(reader, writer, promise);
+    let greeting = client::greet(reader, writer, charge, promise);
     let mut client = match tokio::time::timeout(HELLO_DEADLINE, greeting).await {
         Ok(Greeting::Done(client)) => client,
         Ok(Greeting::Left) => return Outcome::NoDemand,

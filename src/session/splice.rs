@@ -150,7 +150,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let held = std::mem::take(&mut client.held);
+    let held = client.take_held();
     // The operation's number is in it, so that there is nothing to wait for.
     if watch.admit(&held) != Admission::Pass {
         return End::Refused;

@@ -61,8 +61,11 @@ impl Rig {
             share: Share::Host,
             first: First::Other,
         };
+        let charge = account::Account::unlimited().charge();
         let ended =
-            tokio::spawn(async move { serve(reader, writer, &desk, request, &promise()).await });
+            tokio::spawn(
+                async move { serve(reader, writer, charge, &desk, request, &promise()).await },
+            );
         Self {
             client,
             sessions,

@@ -132,7 +132,9 @@ async fn serve(mut guest: UnixStream, wake: Arc<Notify>) {
     let roles = [Role::Answers, Role::Floods, Role::IsDeaf, Role::Wakes];
     let mut wished = first;
     let role = loop {
-        if let Some(role) = roles.into_iter().find(|role| wish(*role) == wished) {
+        // A client may have sent more by now.
+        let is_wished = |role: &Role| wished.starts_with(&wish(*role));
+        if let Some(role) = roles.into_iter().find(is_wished) {
             break role;
         }
         if let Ok(0) | Err(_) = guest.read_buf(&mut wished).await {
@@ -145,7 +147,9 @@ async fn serve(mut guest: UnixStream, wake: Arc<Notify>) {
         Role::IsDeaf => wake.notified().await,
         Role::Wakes => wake.notify_waiters(),
     }
-    if guest.write_all(&answer()).await.is_ok() {
+    let further = &wished[wish(role).len()..];
+    let said = [&answer(), further].concat();
+    if guest.write_all(&said).await.is_ok() {
         let (mut reader, mut writer) = guest.split();
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
     }

@@ -13,6 +13,7 @@ mod nix;
 mod refusals;
 mod replay;
 mod rig;
+mod rude;
 mod sessions;
 mod slow;
 #[path = "../common/tier.rs"]
