@@ -360,6 +360,7 @@ in
         TimeoutStopSec = "2min";
         # A machine that takes too much memory ends, and not the manager with it.
         OOMPolicy = "continue";
+        OOMScoreAdjust = -100;
         LimitNOFILE = 65536;
         RestrictSUIDSGID = true;
         # Giving the socket to the group takes chown, and QEMU has a filter of its own to put on.

@@ -14,6 +14,7 @@ pub mod forecast;
 pub mod forecast_file;
 pub mod gateway;
 pub mod image;
+pub mod inherited;
 pub mod install;
 pub mod logging;
 pub mod manager;

@@ -12,6 +12,7 @@ use super::Context;
 use super::serve::READY;
 use crate::control::Info;
 use crate::control::client::{Client, ControlError};
+use crate::inherited;
 use crate::state;
 
 /// How long a manager may take to serve: it ends what an earlier one left, makes keys, and opens its sockets.
@@ -80,6 +81,8 @@ async fn start(context: &Context) -> Result<()> {
     let log = context.paths.manager_log();
     let mut command = command(context, &log)?;
     command.stdin(Stdio::null());
+    // The manager outlives this command, and a script that waits for a lock of its own does not wait for the manager.
+    inherited::keep_descriptors();
     serving(command, &log).await.map(drop)
 }
 

@@ -25,6 +25,7 @@ use crate::control::Info;
 use crate::forecast_file;
 use crate::gateway::keys::GatewayKeys;
 use crate::gateway::{Client, GatewayConfig, Limits, Slot};
+use crate::inherited;
 use crate::manager::Manager;
 use crate::manager::forecast::HistoryDesk;
 use crate::manager::worked::WorkedDesk;
@@ -62,6 +63,8 @@ pub async fn run(
     given: GivenSockets,
     ready: impl FnOnce(&Info),
 ) -> Result<()> {
+    inherited::keep_descriptors();
+    inherited::write_no_cores().context("forbidding core files")?;
     let open_files = open_files::raise_limit().context("raising the limit of open files")?;
     state::prepare(paths)?;
     let _lock = StateLock::take(paths)?;

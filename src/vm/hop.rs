@@ -59,7 +59,7 @@ const HOLD: &str = "held";
 
 /// Locks a VM's folder for a process that goes on with one of its ports. The lock belongs to the open file, and so to whoever
 /// is given it.
-fn hold(folder: &Path) -> io::Result<File> {
+pub(super) fn hold(folder: &Path) -> io::Result<File> {
     let file = open_hold(folder, true)?;
     flock(&file, FlockOperation::NonBlockingLockShared)?;
     Ok(file)

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::warn;
 
-use super::hop;
+use super::{alive, hop};
 
 /// How long the kernel may take to end a killed process. Freeing gigabytes on a busy machine takes a second.
 const KILL_DEADLINE: Timespec = Timespec {
@@ -51,7 +52,7 @@ impl HeldVm {
 
     /// Ends it, whoever uses it.
     pub async fn end(self) -> Result<()> {
-        end_all(&needle(&self.folder)).await?;
+        end_all(&self.folder).await?;
         remove(&self.folder)
     }
 }
@@ -62,48 +63,41 @@ pub async fn clean(vms: &Path) -> Result<Left> {
     for entry in fs::read_dir(vms).with_context(|| format!("reading `{}`", vms.display()))? {
         let path = entry?.path();
         // What cannot be told to be held is not: it is no VM's folder, or it is broken.
-        if path.is_dir()
-            && hop::is_held(&path).unwrap_or(false)
-            && !qemus_with(&needle(&path))?.is_empty()
-        {
+        let is_held = hop::is_held(&path).unwrap_or(false);
+        if is_held && alive::is_alive(&path).unwrap_or(false) {
             warn!(folder = %path.display(), "a VM of an earlier manager is still used; it ends when it is not");
             left.held.push(HeldVm { folder: path });
             continue;
         }
-        left.ended += end_all(&needle(&path)).await?;
+        left.ended += end_all(&path).await?;
         remove(&path)?;
     }
     // Those whose folder somebody has removed.
     let held = |pid: &Pid| {
-        left.held
-            .iter()
-            .any(|vm| is_qemu_with(*pid, &needle(&vm.folder)))
+        let mut held = left.held.iter();
+        held.any(|vm| alive::processes(&vm.folder).is_ok_and(|pids| pids.contains(pid)))
     };
-    for pid in qemus_with(&needle(vms))?
+    let others: Vec<Pid> = processes(vms)?
         .into_iter()
         .filter(|pid| !held(pid))
-    {
-        end(pid, &needle(vms)).await?;
-        left.ended += 1;
+        .collect();
+    for pid in others {
+        left.ended += usize::from(end(pid, vms).await?);
     }
     Ok(left)
 }
 
-/// What stands in the arguments of the QEMUs whose files are below a folder.
-fn needle(folder: &Path) -> String {
-    format!("{}/", folder.display())
+async fn end_all(folder: &Path) -> Result<usize> {
+    let mut ended = 0;
+    for pid in processes(folder)? {
+        ended += usize::from(end(pid, folder).await?);
+    }
+    Ok(ended)
 }
 
-async fn end_all(needle: &str) -> Result<usize> {
-    let all = qemus_with(needle)?;
-    for pid in &all {
-        warn!(
-            pid = pid.as_raw_nonzero().get(),
-            "ending a QEMU that an earlier manager left"
-        );
-        end(*pid, needle).await?;
-    }
-    Ok(all.len())
+fn processes(folder: &Path) -> Result<Vec<Pid>> {
+    alive::processes(folder)
+        .with_context(|| format!("looking for the QEMUs of `{}`", folder.display()))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -115,55 +109,30 @@ fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("removing `{}`", path.display()))
 }
 
-/// Processes of QEMU's that have the text in an argument.
-fn qemus_with(needle: &str) -> Result<Vec<Pid>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("reading `/proc`")? {
-        let name = entry?.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|pid| is_qemu_with(*pid, needle)) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-fn is_qemu_with(pid: Pid, needle: &str) -> bool {
-    // A process that ends meanwhile has no arguments any more, and needs no ending.
-    let arguments = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    let text = String::from_utf8_lossy(&arguments);
-    let program = text.split('\0').next().unwrap_or("");
-    let is_qemu = Path::new(program)
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with("qemu-system-"));
-    is_qemu && text.contains(needle)
-}
-
-/// Kills a process and waits until it is gone.
-async fn end(pid: Pid, needle: &str) -> Result<()> {
+/// Kills a process of a folder's and waits until it is gone; false if it was none by then.
+async fn end(pid: Pid, folder: &Path) -> Result<bool> {
+    let number = pid.as_raw_nonzero();
+    let folder =
+        fs::canonicalize(folder).with_context(|| format!("finding `{}`", folder.display()))?;
     let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("opening process {}", pid.as_raw_nonzero()));
-        }
+        Err(Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("opening process {number}")),
     };
     // From here on the number cannot be somebody else's; it may have become so just before.
-    if !is_qemu_with(pid, needle) {
-        return Ok(());
+    if !alive::is_one(pid, &folder) {
+        return Ok(false);
     }
-    pidfd_send_signal(pidfd.as_fd(), Signal::KILL)
-        .with_context(|| format!("killing process {}", pid.as_raw_nonzero()))?;
+    warn!(pid = number, "ending a QEMU that an earlier manager left");
+    match pidfd_send_signal(pidfd.as_fd(), Signal::KILL) {
+        Ok(()) => {}
+        Err(Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("killing process {number}")),
+    }
     if !tokio::task::spawn_blocking(move || is_gone(&pidfd)).await?? {
-        bail!(
-            "process {} does not end after it was killed",
-            pid.as_raw_nonzero()
-        );
+        bail!("process {number} does not end after it was killed");
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Waits until a process has ended, which makes its descriptor readable; false after the deadline.
@@ -171,3 +140,6 @@ fn is_gone(pidfd: &OwnedFd) -> Result<bool> {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     Ok(rustix::event::poll(&mut fds, Some(&KILL_DEADLINE))? > 0)
 }
+
+#[cfg(test)]
+mod tests;

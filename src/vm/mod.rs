@@ -3,6 +3,7 @@
 //! Knows nothing of pools and sessions: it returns values, and the manager turns them into events.
 
 mod agent;
+mod alive;
 mod boot_error;
 mod clock;
 mod command;

@@ -14,9 +14,14 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 
+use super::alive;
 use super::console;
 use super::guest_text::quoted;
 use super::wait::within;
+
+/// Where memory runs out, the kernel ends a QEMU before a program that is half the machine's memory smaller (proc(5)), the manager
+/// among them.
+const OOM_SCORE: &str = "500";
 
 /// How much of QEMU's standard error is kept.
 const LAST_LINES: usize = 20;
@@ -36,15 +41,20 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts QEMU; its console is recorded in `console_log`.
+    /// Starts QEMU, whose private folder this is; its console is recorded in `console_log`.
     pub(super) fn spawn(
         program: &Path,
         arguments: &[OsString],
+        folder: &Path,
         console_log: &Path,
     ) -> anyhow::Result<Self> {
+        let input = alive::input(folder)
+            .with_context(|| format!("locking a file in `{}`", folder.display()))?;
         let mut child = Command::new(program)
             .args(arguments)
-            .stdin(Stdio::null())
+            // There are passwords in it, and what a guest gets out of QEMU it can read.
+            .env_clear()
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -52,6 +62,11 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting `{}`", program.display()))?;
+        if let Some(pid) = child.id()
+            && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE)
+        {
+            tracing::warn!(%error, "QEMU is not the first to go when memory runs out");
+        }
         let stdout = child.stdout.take().context("QEMU has no console pipe")?;
         let stderr = child.stderr.take().context("QEMU has no error pipe")?;
         let console = console::record(stdout, console_log)
@@ -182,7 +197,8 @@ mod tests {
 
     async fn run(script: &str, console_log: &Path) -> (ExitStatus, Vec<String>) {
         let arguments = ["-c", script].map(OsString::from);
-        let mut process = Process::spawn(Path::new("/bin/sh"), &arguments, console_log).unwrap();
+        let (shell, folder) = (Path::new("/bin/sh"), tempfile::tempdir().unwrap());
+        let mut process = Process::spawn(shell, &arguments, folder.path(), console_log).unwrap();
         let status = process.wait().await.unwrap();
         (status, process.last_words().await)
     }
@@ -200,11 +216,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_has_no_environment_and_is_the_first_to_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let console_log = dir.path().join("console");
+        // Its score is set just after its start.
+        let script = "until [ $(cat /proc/$$/oom_score_adj) = 500 ]; do :; done; tr '\\0' '\\n' </proc/$$/environ; ls -l /proc/$$/fd";
+        let (status, _) = run(script, &console_log).await;
+        assert!(status.success());
+        let said = std::fs::read_to_string(&console_log).unwrap();
+        assert!(said.starts_with("total 0\n"), "{said}");
+        assert!(
+            said.contains("0 -> ") && said.contains("/alive\n"),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
     async fn a_kill_takes_the_whole_group() {
         let dir = tempfile::tempdir().unwrap();
         let console_log = dir.path().join("console");
         let arguments = ["-c", "sleep 1000 & wait"].map(OsString::from);
-        let mut process = Process::spawn(Path::new("/bin/sh"), &arguments, &console_log).unwrap();
+        let shell = Path::new("/bin/sh");
+        let mut process = Process::spawn(shell, &arguments, dir.path(), &console_log).unwrap();
         process.kill();
         assert_eq!(process.wait().await.unwrap().signal(), Some(9));
         // The pipes end at once only if the sleeper is gone as well.

@@ -115,7 +115,7 @@ async fn start(spec: &VmSpec, origin: Origin<'_>) -> anyhow::Result<Started> {
     disk::create_overlay(&spec.qemu_img, &base, layout.overlay()).await?;
     let arguments = command::arguments(spec, memory, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
-    let process = Process::spawn(&spec.qemu, &arguments, &spec.console_log)?;
+    let process = Process::spawn(&spec.qemu, &arguments, dir.path(), &spec.console_log)?;
     let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
     Ok(Started {
         machine: Machine::new(process, dir, sources.fate),

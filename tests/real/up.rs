@@ -9,11 +9,9 @@ use crate::common::{Installation, ended};
 fn up_starts_everything_and_the_command_that_it_prints_works() {
     let installation = Installation::with_real_images("[pool]\nmax-vms = 1\n");
     // Two at the same moment: one starts the manager, the other finds it.
-    let other = installation
-        .command(&["up", "riscv64"])
-        .stderr(Stdio::null())
-        .spawn();
-    let said = installation.run(&["up", "riscv64"]);
+    let other = up_in_a_script(&installation).stderr(Stdio::null()).spawn();
+    let said = up_in_a_script(&installation).output().unwrap();
+    let said = installation.said(said);
     assert_eq!(ended(&mut other.unwrap()), Some(0));
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     for expected in [
@@ -23,6 +21,7 @@ fn up_starts_everything_and_the_command_that_it_prints_works() {
         assert!(said.stderr.contains(expected), "{}", said.stderr);
     }
     assert_eq!(installation.qemus().len(), 1, "one VM for both");
+    assert_nothing_is_passed_on(&installation);
 
     let built = run_printed_commands(&installation, &said.stderr);
     assert!(
@@ -46,6 +45,44 @@ fn up_starts_everything_and_the_command_that_it_prints_works() {
         Some(69),
         "the manager runs on"
     );
+}
+
+/// `xpool up`, in a script that holds a lock and has a password.
+fn up_in_a_script(installation: &Installation) -> Command {
+    let up = installation.command(&["up", "riscv64"]);
+    let environment = up.get_envs();
+    let mut script = Command::new("bash");
+    script
+        .args(["-c", "exec 9>\"$0\" && exec \"$@\""])
+        .arg(installation.path().join("script.lock"))
+        .arg(up.get_program())
+        .args(up.get_args())
+        .envs(environment.filter_map(|(name, value)| Some((name, value?))))
+        .env("PASSWORD", "secret");
+    script
+}
+
+fn assert_nothing_is_passed_on(installation: &Installation) {
+    let manager = fs::read_to_string(installation.state().join("manager.lock")).unwrap();
+    let qemu = installation.qemus()[0];
+    for pid in [manager.trim(), &qemu.to_string()] {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        for file in files.filter_map(|file| fs::read_link(file.path()).ok()) {
+            assert!(
+                !file.ends_with("script.lock"),
+                "process {pid} holds a lock of a script's"
+            );
+        }
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let cores = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"));
+        let cores: Vec<&str> = cores.unwrap().split_whitespace().skip(4).collect();
+        assert_eq!(cores, ["0", "0", "bytes"]);
+    }
+    assert_eq!(fs::read(format!("/proc/{qemu}/environ")).unwrap(), b"");
+    let score = fs::read_to_string(format!("/proc/{qemu}/oom_score_adj")).unwrap();
+    assert_eq!(score, "500\n");
 }
 
 /// Runs what `up` printed, to the letter, but with a Nix store of the test's own; the content of the result.

@@ -9,8 +9,13 @@ fn machine(script: &str, fate: Option<Fate>) -> (Machine, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
     let arguments = ["-c", script].map(OsString::from);
-    let process =
-        Process::spawn(Path::new("/bin/sh"), &arguments, &dir.path().join("log")).unwrap();
+    let process = Process::spawn(
+        Path::new("/bin/sh"),
+        &arguments,
+        dir.path(),
+        &dir.path().join("log"),
+    )
+    .unwrap();
     let (_, fate) = watch::channel(fate);
     (Machine::new(process, dir, fate), path)
 }
