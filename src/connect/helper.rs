@@ -116,6 +116,7 @@ async fn relay_to(session: &mut NewSession, manager: UnixStream, vm: &mut Option
         slot: session.request.slot.clone(),
         // Kept, as it may be told to another manager.
         first: session.request.first.clone(),
+        version: Some(wire::VERSION),
     };
     if writer.send(&open).await.is_err() {
         return Relayed::ManagerGone;

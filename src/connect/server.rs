@@ -146,9 +146,17 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         return writer.send(&ToHelper::Rejected(why.to_owned())).await;
     }
     // A client may take its time before it asks for anything: Nix connects first and then waits for its locks.
-    let Some(ToManager::Open { slot, first }) = reader.next().await? else {
+    let Some(ToManager::Open {
+        slot,
+        first,
+        version,
+    }) = reader.next().await?
+    else {
         return Ok(());
     };
+    if let Some(why) = other_version(version) {
+        return writer.send(&ToHelper::Rejected(why)).await;
+    }
     let Some(system) = shared.system(&slot) else {
         let why = format!("this manager has no slot `{}`", slot.escape_debug());
         return writer.send(&ToHelper::Rejected(why)).await;
@@ -193,6 +201,20 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         });
     }
     served
+}
+
+/// Why a helper cannot be served, if it speaks another version.
+fn other_version(helper: Option<u32>) -> Option<String> {
+    let helper = helper.filter(|version| *version != wire::VERSION)?;
+    let what = if helper < wire::VERSION {
+        "is older than its manager: `xpool machines --install` has Nix run the new one, as root where root did it before"
+    } else {
+        "is newer than its manager: have the manager started anew, with `xpool down` and `xpool up` or by `systemctl restart xpool`"
+    };
+    Some(format!(
+        "the xpool that Nix runs {what} (they speak versions {helper} and {} of the local transport)",
+        wire::VERSION
+    ))
 }
 
 /// Whether a slot is that of one certain VM.

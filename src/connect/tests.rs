@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::helper::Connection;
 use super::server::{self, Allowed};
+use super::wire::{self, ToHelper, ToManager};
 use crate::activation::Handover;
 use crate::manager::ticket::{
     BuildLimits, First, Grant, InputsOnTheirWay, NewSession, SessionDesk, SessionReport,
@@ -366,6 +367,38 @@ async fn a_slot_that_is_not_there_is_said_to_be_so() {
     nix.stream.write_all(&fetch()).await.unwrap();
     let text = "xpool: this manager has no slot `riscv64-99`";
     nix.expect(&stderr::error(V, text)).await;
+}
+
+/// A helper opens a session; what it is told.
+async fn told(folder: &TempDir, open: ToManager) -> ToHelper {
+    let stream = UnixStream::connect(folder.path().join("sock"))
+        .await
+        .unwrap();
+    let (mut reader, writer) = wire::split(stream);
+    writer.send(&open).await.unwrap();
+    within(reader.next()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_helper_of_another_version_is_told_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let _server = Server::start(&folder, owner());
+    let open = |version| ToManager::Open {
+        slot: "riscv64-99".to_owned(),
+        first: First::Other,
+        version,
+    };
+    let rejected = async |version| match told(&folder, open(version)).await {
+        ToHelper::Rejected(why) => why,
+        other => panic!("{other:?}"),
+    };
+    insta::assert_snapshot!(rejected(Some(wire::VERSION - 1)).await, @"the xpool that Nix runs is older than its manager: `xpool machines --install` has Nix run the new one, as root where root did it before (they speak versions 0 and 1 of the local transport)");
+    insta::assert_snapshot!(rejected(Some(wire::VERSION + 1)).await, @"the xpool that Nix runs is newer than its manager: have the manager started anew, with `xpool down` and `xpool up` or by `systemctl restart xpool` (they speak versions 2 and 1 of the local transport)");
+    // One that says nothing of versions gets on, to a slot that is not there.
+    let no_slot = "this manager has no slot `riscv64-99`";
+    for version in [None, Some(wire::VERSION)] {
+        assert_eq!(rejected(version).await, no_slot);
+    }
 }
 
 #[test]

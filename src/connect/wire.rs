@@ -24,6 +24,9 @@ const LONGEST_LINE: usize = 64 << 20;
 /// The most descriptors of one message: a port and the hold on its VM, or the streams of a shell.
 const MOST_DESCRIPTORS: usize = 3;
 
+/// The version of what both say. It changes with every change that one side would not understand of the other.
+pub(super) const VERSION: u32 = 1;
+
 /// What a helper says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -34,6 +37,9 @@ pub(super) enum ToManager {
         slot: String,
         /// What its client asks for first.
         first: First,
+        /// The helper's [`VERSION`]; none of one from before there were versions, which says the same as the first.
+        #[serde(default)]
+        version: Option<u32>,
     },
     /// What is done in the session.
     Report(SessionReport),
@@ -204,6 +210,37 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     use super::*;
+
+    /// Where another text comes out, [`VERSION`] has to be another, unless those who know the old one understand it.
+    #[test]
+    fn messages_of_this_version_look_like_this() {
+        let open = ToManager::Open {
+            slot: "riscv64-00".into(),
+            first: First::Other,
+            version: Some(VERSION),
+        };
+        let granted = ToHelper::Granted {
+            vm: "riscv64-1".into(),
+            greeted: vec![1],
+            fetch_only: false,
+            limits: BuildLimits::default(),
+        };
+        let texts = [
+            serde_json::to_string(&open).unwrap(),
+            serde_json::to_string(&ToManager::Ended { unfetched: true }).unwrap(),
+            serde_json::to_string(&granted).unwrap(),
+            serde_json::to_string(&ToHelper::InputsArrived).unwrap(),
+        ];
+        insta::assert_snapshot!(texts.join("\n"), @r#"
+        {"open":{"slot":"riscv64-00","first":"other","version":1}}
+        {"ended":{"unfetched":true}}
+        {"granted":{"vm":"riscv64-1","greeted":[1],"fetch_only":false,"limits":{"timeout":null,"max-silent-time":null}}}
+        "inputs-arrived"
+        "#);
+        let from_before = r#"{"open":{"slot":"riscv64-00","first":"other"}}"#;
+        let from_before: ToManager = serde_json::from_str(from_before).unwrap();
+        assert!(matches!(from_before, ToManager::Open { version: None, .. }));
+    }
 
     #[tokio::test]
     async fn messages_arrive_whole_and_in_order() {
