@@ -250,20 +250,21 @@
             };
             testScript = ''
               machine.wait_for_unit("xpool.service")
-              machine.wait_for_file("/var/lib/xpool/machines")
+              machine.wait_for_file("/run/xpool-nix/machines")
               machine.succeed("sudo -u xpool xpool --state-dir /var/lib/xpool --cache-dir /var/cache/xpool status")
               machine.succeed("test $(stat -c %a /var/lib/xpool/keys/client_ed25519) = 600")
               machine.fail("sudo -u nobody ls /var/lib/xpool")
-              machine.succeed("grep -F 'builders = @/etc/nix/machines;@/var/lib/xpool/machines' /etc/nix/nix.conf")
+              machine.fail("sudo -u xpool sh -c 'test -w /run/xpool-nix || test -w /run/xpool-nix/machines'")
+              machine.succeed("grep -F 'builders = @/etc/nix/machines;@/run/xpool-nix/machines' /etc/nix/nix.conf")
               machine.succeed("systemd-analyze security --threshold=30 xpool.service")
               # Who comes while no manager runs has one started.
               machine.succeed("systemctl stop xpool.service")
-              machine.succeed("test -s /var/lib/xpool/machines")
+              machine.succeed("test -s /run/xpool-nix/machines")
               machine.succeed("sudo -u xpool xpool --state-dir /var/lib/xpool --cache-dir /var/cache/xpool status")
               machine.wait_for_unit("xpool.service")
               machine.succeed("curl --fail http://127.0.0.1:31023/metrics | grep -F xpool_manager_info")
               machine.succeed("systemctl stop xpool.socket")
-              machine.fail("test -e /var/lib/xpool/machines")
+              machine.fail("test -e /run/xpool-nix/machines")
             '';
           };
         }

@@ -1,7 +1,8 @@
 # `services.xpool`: the manager as a service of a NixOS machine, whose Nix builds on its machines by itself.
 #
-# It runs as a user of its own; keys are made at its first start and are for that user only. Nix comes by the local transport
-# (or by ssh), and reads of its machines in a file that is there from the first start on as long as somebody listens, as `xpool machines --install` has it.
+# It runs as a user of its own; keys are made at its first start. Nix comes by the local transport (or by ssh), and reads of its
+# machines in a file that is there from the first start on as long as somebody listens. What root's Nix and ssh read, root writes, into
+# /run/xpool-nix: nothing in the manager's folders. (None of this has run on a NixOS.)
 # systemd listens: while the manager is started anew, who comes waits, and one that has ended is started by who comes.
 {
   config,
@@ -17,6 +18,8 @@ let
   user = "xpool";
   state = "/var/lib/xpool";
   cache = "/var/cache/xpool";
+  # What root's Nix and ssh read. Nobody but root writes in it.
+  fixed = "/run/xpool-nix";
   systems = [
     "riscv64-linux"
     "aarch64-linux"
@@ -137,6 +140,7 @@ let
     SystemCallArchitectures = "native";
   };
 
+  isSsh = cfg.transport == "ssh";
   ssh =
     let
       listen = builtins.match "(.*):([0-9]+)" cfg.settings.gateway.listen;
@@ -151,9 +155,9 @@ let
           HostName ${loopback.${host} or host}
           Port ${builtins.elemAt listen 1}
           HostKeyAlias xpool-${lib.removeSuffix "-linux" system}
-          UserKnownHostsFile ${state}/known_hosts
+          UserKnownHostsFile ${fixed}/known_hosts
           StrictHostKeyChecking yes
-          IdentityFile ${state}/keys/client_ed25519
+          IdentityFile ${fixed}/client_ed25519
           IdentitiesOnly yes
           ServerAliveInterval 30
           ServerAliveCountMax 3
@@ -295,14 +299,12 @@ in
 
     # A file that is missing is no error to Nix; a blank after `;` is, up to 2.26.
     nix.distributedBuilds = lib.mkIf cfg.builders true;
-    nix.settings.builders = lib.mkIf cfg.builders (
-      "@/etc/nix/machines;@${state}/machines" + lib.optionalString (cfg.transport == "ssh") "-ssh"
-    );
+    nix.settings.builders = lib.mkIf cfg.builders "@/etc/nix/machines;@${fixed}/machines";
     # Only root can read the key that it names.
-    programs.ssh.extraConfig = lib.mkIf (cfg.builders && cfg.transport == "ssh") ssh;
+    programs.ssh.extraConfig = lib.mkIf (cfg.builders && isSsh) ssh;
 
     # Lix, and Nix before 2.20, have bash start what Nix runs in the place of ssh.
-    systemd.services.nix-daemon = lib.mkIf (cfg.builders && cfg.transport == "local") {
+    systemd.services.nix-daemon = lib.mkIf (cfg.builders && !isSsh) {
       path = [ pkgs.bash ];
     };
 
@@ -325,7 +327,7 @@ in
         DirectoryMode = "0700";
         RemoveOnStop = true;
         # Where nobody listens, Nix is told of no machines.
-        ExecStopPost = "${pkgs.coreutils}/bin/rm -f ${state}/machines ${state}/machines-ssh ${state}/machines-ssh-port";
+        ExecStopPost = "${pkgs.coreutils}/bin/rm -f ${fixed}/machines ${state}/machines ${state}/machines-ssh ${state}/machines-ssh-port";
       };
     };
 
@@ -351,6 +353,19 @@ in
         StateDirectory = "xpool";
         # The manager closes it to the group, unless its configuration has one.
         StateDirectoryMode = "0710";
+        # As root, for root's Nix: the machines are as the configuration says at each start. Before the manager, since systemd gives the
+        # state folder back to the service's group for each of these, and the manager may give it to another one.
+        ExecStartPre = lib.mkIf cfg.builders (
+          # Makes the keys, if there are none.
+          lib.optional isSsh "${xpool} machines --format nix-conf"
+          ++ [
+            (
+              "+${xpool} machines --write-to ${fixed} --transport ${cfg.transport}"
+              # In the form that every Nix takes, to which the ssh configuration belongs.
+              + lib.optionalString isSsh " --nix-version 2.8"
+            )
+          ]
+        );
         ExecStart = "${xpool} serve";
         Restart = "on-failure";
         RestartSec = 2;

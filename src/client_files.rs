@@ -119,16 +119,25 @@ pub fn endpoint(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Result
 
 /// Writes what ssh has to know of the gateway. It stays when the manager ends: without machines, nobody asks ssh.
 pub fn write_ssh(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Result<()> {
-    let known_hosts = paths.known_hosts();
-    let known = System::ALL.map(|system| keys.known_hosts_line(&ssh_host(system)) + "\n");
-    state::write_atomically(&known_hosts, &known.concat())?;
-    let config = ssh_config(&System::ALL, listen, &keys.client_file(), &known_hosts);
+    let known = paths.known_hosts();
+    state::write_atomically(&known, &known_hosts(keys))?;
+    let config = ssh_config(&System::ALL, listen, &keys.client_file(), &known);
     state::write_atomically(&paths.ssh_config(), &config)
+}
+
+/// The gateway by all its names, as ssh knows hosts.
+pub fn known_hosts(keys: &GatewayKeys) -> String {
+    let lines = System::ALL.map(|system| keys.known_hosts_line(&ssh_host(system)) + "\n");
+    lines.concat()
 }
 
 /// Takes away the machines that a killed manager has left; nothing happens where one serves.
 pub fn forget_dead(paths: &Paths) -> Result<()> {
     if !Form::ALL.iter().any(|form| paths.machines(*form).exists()) {
+        return Ok(());
+    }
+    // What root opens in a folder of somebody else's may be a link to anywhere.
+    if state::owner(paths) != Some(rustix::process::geteuid().as_raw()) {
         return Ok(());
     }
     let _lock = state::lock(&paths.machines_lock())?;

@@ -35,17 +35,7 @@ pub struct StateOfOther {
 
 /// Makes the state folder and what is in it, for this user's eyes only.
 pub fn prepare(paths: &Paths) -> Result<()> {
-    let text = paths.state().to_string_lossy();
-    if let Some(character) = text.chars().find(|c| is_unreadable(*c)) {
-        let what = if character.is_whitespace() {
-            "white space".to_owned()
-        } else {
-            format!("`{character}`")
-        };
-        bail!(
-            "the state folder `{text}` has {what} in its name, which Nix cannot read; name another one with `--state-dir`"
-        );
-    }
+    check_name(paths.state(), "state folder", "--state-dir")?;
     for dir in [
         paths.state().to_owned(),
         paths.logs(),
@@ -74,6 +64,29 @@ pub fn prepare(paths: &Paths) -> Result<()> {
             .with_context(|| format!("making `{}` private", state.display()))?;
     }
     Ok(())
+}
+
+/// Fails if Nix or ssh could not read the name of a folder; `option` names another one.
+pub fn check_name(folder: &Path, what: &str, option: &str) -> Result<()> {
+    let text = folder.to_string_lossy();
+    let Some(character) = text.chars().find(|c| is_unreadable(*c)) else {
+        return Ok(());
+    };
+    let odd = if character.is_whitespace() {
+        "white space".to_owned()
+    } else {
+        format!("`{character}`")
+    };
+    bail!(
+        "the {what} `{text}` has {odd} in its name, which Nix cannot read; name another one with `{option}`"
+    );
+}
+
+/// The user that a state folder belongs to; none where there is no folder.
+pub fn owner(paths: &Paths) -> Option<u32> {
+    std::fs::metadata(paths.state())
+        .ok()
+        .map(|state| state.uid())
 }
 
 /// Nix takes machines lines and `NIX_SSHOPTS` apart at white space and, of late, as a shell would; it ends a machine at `;`
@@ -219,11 +232,18 @@ fn open_lock(path: &Path) -> Result<File> {
 
 /// Writes a file as a whole or not at all, for this user only.
 pub fn write_atomically(path: &Path, content: &str) -> Result<()> {
+    write_with_mode(path, content.as_bytes(), 0o600)
+}
+
+/// The same, for whom the mode says.
+pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        // tempfile makes it 0600.
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(content.as_bytes())?;
+        file.write_all(content)?;
+        // Whatever the process's mask is.
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         Ok(())

@@ -1,6 +1,7 @@
 //! `xpool connect`.
 
 use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -10,6 +11,7 @@ use crate::connect::helper::Connection;
 use crate::connect::stdio;
 use crate::control::client::ControlError;
 use crate::manager::ticket::{First, SessionRequest, Share};
+use crate::nix::System;
 use crate::nix::handshake::Promise;
 use crate::nix::slot::SlotName;
 use crate::session::account::Account;
@@ -25,18 +27,41 @@ pub(super) struct ConnectArgs {
     stdio: bool,
 }
 
+/// Nobody is there for Nix, which tries other machines then, if it knows some. One line, as Nix may show it for each slot; and Nix
+/// may be root's, and the manager another user's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no manager is running (nobody answers at `{}`); the user that it is for starts one by `xpool --state-dir {} up {}`",
+    socket.display(), state.display(), system.cpu()
+)]
+pub(super) struct NoManager {
+    socket: PathBuf,
+    state: PathBuf,
+    system: System,
+}
+
 pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
-    let socket = context.paths.connect_socket();
-    let connection = Connection::open(&socket)
-        .await
-        .map_err(|source| match source.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                ControlError::NotRunning { socket }
-            }
-            _ => ControlError::Socket { socket, source },
-        })?;
     let SlotName { system, .. } = SlotName::parse(&args.slot)
         .with_context(|| format!("`{}` is no slot; `xpool machines` lists them", args.slot))?;
+    let socket = context.paths.connect_socket();
+    let connection = match Connection::open(&socket).await {
+        Ok(connection) => connection,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            let state = context.paths.state().to_owned();
+            return Err(NoManager {
+                socket,
+                state,
+                system,
+            }
+            .into());
+        }
+        Err(source) => return Err(ControlError::Socket { socket, source }.into()),
+    };
     // Who it is, the manager sees for itself.
     let request = SessionRequest {
         system,

@@ -1,5 +1,7 @@
 //! `xpool machines`.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
@@ -30,7 +32,8 @@ pub(super) struct MachinesArgs {
     #[arg(long, value_name = "X.Y")]
     nix_version: Option<NixVersion>,
     /// Print nothing: have Nix use the machines while a manager runs, by a line in its configuration and, where Nix needs
-    /// it, one in ssh's. This machine's as root, your own otherwise
+    /// it, one in ssh's. This machine's as root, your own otherwise. Of a manager that is another user's, root's Nix reads
+    /// nothing but what this writes into /etc/xpool, and so knows of the machines also while no manager runs
     #[arg(long, group = "change", conflicts_with_all = ["system", "format"])]
     install: bool,
     /// Take away what --install has added
@@ -39,6 +42,10 @@ pub(super) struct MachinesArgs {
     /// Only say what --install or --uninstall would change
     #[arg(long, requires = "change")]
     dry_run: bool,
+    /// Print nothing: write what Nix and ssh read into this folder, which nobody but you and root may be able to write: the
+    /// machines as configured, and for ssh its configuration, the gateway's host key and a copy of the key. For services
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["change", "system", "format"])]
+    write_to: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +91,10 @@ pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
         return install::uninstall(context, args.dry_run);
     }
     let mut config = context.config()?;
+    if let Some(dir) = &args.write_to {
+        // As it is configured: a manager may be starting just now.
+        return install::write_to(context, &config, form(args, &config).await, dir);
+    }
     let mut status = Status::default();
     if let Ok((client, info)) = context.connect().await {
         // Where it really is, and what may run by now, whatever the configuration says.

@@ -179,7 +179,6 @@ impl Context {
         if let Err(ControlError::NotRunning { .. }) = &reached
             && let Err(error) = client_files::forget_dead(&self.paths)
         {
-            // The folder may be somebody else's, who will do it.
             debug!("{error:#}");
         }
         reached

@@ -18,6 +18,8 @@ pub(super) async fn installed(search_path: &OsStr) -> Option<NixVersion> {
     let mut command = Command::new(nix);
     command
         .arg("--version")
+        // HOME may be another user's than this process's, whose configuration could have Nix load a plugin.
+        .env("NIX_USER_CONF_FILES", "/dev/null")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);

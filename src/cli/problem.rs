@@ -1,8 +1,10 @@
 //! What a failed command says and which code it ends with.
 
+use super::connect::NoManager;
 use crate::activation::ActivationError;
 use crate::config::ConfigError;
 use crate::control::client::ControlError;
+use crate::guarded::{Changeable, Writer};
 use crate::image::script::CannotBuild;
 use crate::image::store::ImageError;
 use crate::install::{DamagedBlock, MadeElsewhere, NotIncluded};
@@ -52,6 +54,9 @@ impl Problem {
             }
             if let Some(error) = cause.downcast_ref::<ControlError>() {
                 problem.control(error);
+            }
+            if cause.is::<NoManager>() {
+                problem.exit_code = UNAVAILABLE;
             }
             if let Some(error) = cause.downcast_ref::<CannotBuild>() {
                 problem.exit_code = UNAVAILABLE;
@@ -158,6 +163,17 @@ fn install_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
             "put `Include {folder}/*.conf` at the top of `{}`; or take a Nix from 2.31 on, which needs no ssh configuration",
             by.display()
         ));
+    }
+    if let Some(Changeable { part, by, .. }) = cause.downcast_ref() {
+        let part = part.display();
+        return Some(match by {
+            Writer::Everybody => {
+                "take another place: who can write there could have Nix run anything".to_owned()
+            }
+            Writer::User(_) | Writer::Group(_) => format!(
+                "have nobody but you and root write `{part}` (`chown`, `chmod go-w`), or take another place: who can write there could have Nix run anything"
+            ),
+        });
     }
     if cause.is::<DamagedBlock>() {
         return Some("take these lines, and what is between them, away by hand".to_owned());

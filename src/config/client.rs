@@ -6,6 +6,12 @@ use etcetera::BaseStrategy;
 
 use crate::paths::NoHome;
 
+/// Where root has what Nix and ssh read of a manager that is another user's.
+pub const FIXED_FILES: &str = "/etc/xpool";
+
+/// Where root has xpool for Nix to run, if the program itself could be changed by somebody else.
+pub const FIXED_PROGRAM: &str = "/usr/local/libexec/xpool";
+
 /// The files that `xpool machines --install` changes, and what it has to look at for that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientPlaces {

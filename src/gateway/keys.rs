@@ -23,19 +23,36 @@ const CLIENT_KEY: &str = "client_ed25519";
 pub struct GatewayKeys {
     folder: PathBuf,
     host: PrivateKey,
-    client: PublicKey,
+    client: PrivateKey,
 }
 
 impl GatewayKeys {
     /// Reads the keys in `folder`, and makes the folder and the keys that are not there.
     pub fn load_or_create(folder: &Path) -> anyhow::Result<Self> {
         prepare_folder(folder)?;
-        let host = load_or_create_key(&folder.join(HOST_KEY), "xpool gateway")?;
-        let client = load_or_create_key(&folder.join(CLIENT_KEY), "xpool client")?;
         Ok(Self {
             folder: folder.to_owned(),
-            host,
-            client: client.public_key().clone(),
+            host: load_or_create_key(&folder.join(HOST_KEY), "xpool gateway")?,
+            client: load_or_create_key(&folder.join(CLIENT_KEY), "xpool client")?,
+        })
+    }
+
+    /// Reads the keys of another user's installation. Nothing is read that is not that user's: a link, say.
+    pub fn load_of(owner: u32, folder: &Path) -> anyhow::Result<Self> {
+        let key = |name: &str| {
+            let path = folder.join(name);
+            let missing = || {
+                format!(
+                    "there is no key `{}`: start the manager once",
+                    path.display()
+                )
+            };
+            load(&path, owner)?.with_context(missing)
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            host: key(HOST_KEY)?,
+            client: key(CLIENT_KEY)?,
         })
     }
 
@@ -46,7 +63,13 @@ impl GatewayKeys {
 
     /// The public half of the key that Nix logs in with.
     pub fn client(&self) -> &PublicKey {
-        &self.client
+        self.client.public_key()
+    }
+
+    /// The key that Nix logs in with, as a file of OpenSSH's has it.
+    pub fn client_text(&self) -> anyhow::Result<String> {
+        let text = self.client.to_openssh(LineEnding::LF);
+        Ok(text.context("cannot write a key")?.to_string())
     }
 
     /// The file that Nix logs in with: the third field of a machine, or `ssh -i`.
@@ -78,17 +101,25 @@ fn prepare_folder(folder: &Path) -> anyhow::Result<()> {
     let metadata =
         fs::symlink_metadata(folder).with_context(|| format!("cannot look at {shown}"))?;
     ensure!(metadata.is_dir(), "{shown} is not a folder: move it away");
-    ensure_private(&metadata, folder, "700")
+    ensure_private(&metadata, us(), folder, "700")
 }
 
-/// Owned by us and closed to everybody else.
-fn ensure_private(metadata: &fs::Metadata, path: &Path, mode: &str) -> anyhow::Result<()> {
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Owned by a user and closed to everybody else.
+fn ensure_private(
+    metadata: &fs::Metadata,
+    wanted: u32,
+    path: &Path,
+    mode: &str,
+) -> anyhow::Result<()> {
     let path = path.display();
-    let us = rustix::process::geteuid().as_raw();
     let owner = metadata.uid();
     ensure!(
-        owner == us,
-        "{path} belongs to user {owner}, and xpool runs as user {us}: make it yours with `chown`, or move it away"
+        owner == wanted,
+        "{path} belongs to user {owner}, and the manager is that of user {wanted}: change the owner with `chown`, or move it away"
     );
     let open_to = metadata.permissions().mode() & 0o077;
     ensure!(
@@ -99,19 +130,21 @@ fn ensure_private(metadata: &fs::Metadata, path: &Path, mode: &str) -> anyhow::R
 }
 
 fn load_or_create_key(path: &Path, comment: &str) -> anyhow::Result<PrivateKey> {
-    let key = match load(path)? {
+    let key = match load(path, us())? {
         Some(key) => key,
         None => match create(path, comment)? {
             Some(key) => key,
-            None => load(path)?.with_context(|| format!("{} comes and goes", path.display()))?,
+            None => {
+                load(path, us())?.with_context(|| format!("{} comes and goes", path.display()))?
+            }
         },
     };
     write_public_half(path, &key)?;
     Ok(key)
 }
 
-/// The key in a file; `None` if there is no file.
-fn load(path: &Path) -> anyhow::Result<Option<PrivateKey>> {
+/// The key in a file of a user's; `None` if there is no file.
+fn load(path: &Path, owner: u32) -> anyhow::Result<Option<PrivateKey>> {
     let shown = path.display();
     // Without following links, and without waiting for the other end of a pipe.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -128,7 +161,7 @@ fn load(path: &Path) -> anyhow::Result<Option<PrivateKey>> {
         metadata.is_file(),
         "{shown} is not a file: move it away, and xpool makes a new key"
     );
-    ensure_private(&metadata, path, "600")?;
+    ensure_private(&metadata, owner, path, "600")?;
     let mut text = String::new();
     let read = file.take(MAX_KEY_FILE).read_to_string(&mut text);
     read.with_context(|| format!("cannot read the key {shown}"))?;

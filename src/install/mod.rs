@@ -1,6 +1,6 @@
 //! The only part that changes files of a user's Nix and ssh, and only for `xpool machines --install` and `--uninstall`.
 //!
-//! It adds a marked block to each, and takes it out again; the machines themselves are in a file of the manager's.
+//! It adds a marked block to each, and takes it out again; the machines themselves are in a file of the manager's, or of root's.
 
 mod block;
 mod change;

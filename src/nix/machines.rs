@@ -173,7 +173,7 @@ fn in_query(path: &Path) -> Result<String, UnfitPath> {
 /// What goes into nix.conf. `machines` names the file that has the lines.
 pub fn nix_conf(machines: &Path) -> String {
     format!(
-        "# Build machines of xpool; a file that is missing is no error.\n\
+        "# Build machines of xpool; a file that is missing is no error. Its lines are commands: who can write it can do what this Nix can.\n\
          builders = @{}\n\
          # This machine fetches faster than an emulated one: it fetches and hands over.\n\
          builders-use-substitutes = false\n",

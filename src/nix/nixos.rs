@@ -24,7 +24,7 @@ pub fn module(machines: &[BuildMachine], ssh_config: &str, live: &Path) -> Strin
         "# Build machines of xpool, for `imports` of a NixOS configuration. Nix knows them also while no manager runs, and\n\
          # builds then fail; in place of the list,\n\
          #   nix.settings.builders = {};\n\
-         # names them only while one does.\n\
+         # names them only while one does. Who can write that file, or replace a program named here, can do what this Nix can.\n\
          let\n  \
          machine = system: place: place // {{\n    \
          inherit system;\n    \

@@ -14,6 +14,8 @@ pub mod namespace;
 pub mod nix;
 pub mod nixes;
 pub mod qemu;
+pub mod rooted;
+pub mod roots_own;
 pub mod tier;
 pub mod user;
 pub mod vm;

@@ -1,7 +1,9 @@
 //! What real Nix and ssh make of what is installed, without a VM.
 
+use std::fs;
 use std::process::{Command, Stdio};
 
+use crate::common::rooted::{LOCAL, Rooted, SAFE};
 use crate::common::user::{INSTALL, User};
 use crate::common::{Installation, skip};
 use rustix::process::Signal;
@@ -53,6 +55,44 @@ fn nix_sees_the_machines_while_a_manager_runs_and_none_otherwise() {
     assert!(!is_alone(&build(&user)));
     user.run(&["status"]);
     assert!(is_alone(&build(&user)));
+}
+
+#[test]
+fn a_nix_that_knows_the_machines_goes_on_to_others_without_a_manager() {
+    let test = "a_nix_that_knows_the_machines_goes_on_to_others_without_a_manager";
+    if Command::new("nix-build").arg("--version").output().is_err() {
+        return skip(test, "there is no Nix");
+    }
+    let Some(rooted) = Rooted::of_a_users_manager(test) else {
+        return;
+    };
+    rooted.ok(&[&[SAFE], &LOCAL[..]].concat());
+    // This machine itself says that it is of the other kind. Nix begins with the first of equals.
+    let other =
+        "ssh-ng://localhost?remote-program=nix-daemon%20--option%20extra-platforms%20riscv64-linux";
+    let conf = fs::read_to_string(rooted.nix_conf()).unwrap();
+    let conf = conf.replace(
+        "/etc/xpool/machines",
+        &format!("/etc/xpool/machines;{other} riscv64-linux"),
+    );
+    let conf = conf + "build-users-group =\nsubstitute = false\n";
+    fs::write(rooted.nix_conf(), conf).unwrap();
+    let store = rooted.at("client").display().to_string();
+    let expression = r#"derivation { name = "a"; system = "riscv64-linux"; builder = "/none"; }"#;
+    let build = [
+        "nix-build",
+        "--store",
+        &store,
+        "--no-out-link",
+        "-E",
+        expression,
+    ];
+    let said = rooted.run(&build).stderr;
+    let told = "error: no manager is running (nobody answers at `[DIR]/state/connect.sock`); \
+        the user that it is for starts one by `xpool --state-dir [DIR]/state up riscv64`\n";
+    // Once for each of the two slots.
+    assert_eq!(said.matches(told).count(), 2, "{said}");
+    assert!(said.contains(&format!("on '{other}'")), "{said}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn machines_are_data_that_nix_can_read() {
         "2.8",
     ];
     assert_snapshot!(installation.ok(&conf), @r"
-    # Build machines of xpool; a file that is missing is no error.
+    # Build machines of xpool; a file that is missing is no error. Its lines are commands: who can write it can do what this Nix can.
     builders = @[DIR]/state/machines-ssh
     # This machine fetches faster than an emulated one: it fetches and hands over.
     builders-use-substitutes = false

@@ -49,9 +49,10 @@ fn the_host_module_has_nix_use_the_machines() {
     let plain = &host["plain"];
     assert_eq!(
         plain["builders"],
-        "@/etc/nix/machines;@/var/lib/xpool/machines"
+        "@/etc/nix/machines;@/run/xpool-nix/machines"
     );
     assert_eq!(plain["distributedBuilds"], true);
+    assert_eq!(written_by_root(plain), "--transport local");
     assert_eq!(plain["users"]["xpool"]["isSystemUser"], true);
     assert_eq!(
         plain["toml"],
@@ -80,7 +81,26 @@ fn the_host_module_has_nix_use_the_machines() {
     assert_eq!(plain["services"]["nix-daemon"]["path"], bash);
     assert_eq!(host["alone"]["services"]["nix-daemon"], Value::Null);
     assert_eq!(host["alone"]["builders"], Value::Null);
+    let alone = &host["alone"]["services"]["xpool"]["serviceConfig"];
+    assert_eq!(alone["ExecStartPre"], Value::Null);
     assert_eq!(host["alone"]["distributedBuilds"], false);
+}
+
+/// How root is told to write what its Nix and ssh read; nothing that these read is in a folder of the manager's.
+#[track_caller]
+fn written_by_root(host: &Value) -> String {
+    let commands = &host["services"]["xpool"]["serviceConfig"]["ExecStartPre"];
+    let command = commands.as_array().unwrap().last().unwrap();
+    let (program, how) = command
+        .as_str()
+        .and_then(|command| command.split_once(" machines --write-to /run/xpool-nix "))
+        .unwrap();
+    assert!(program.starts_with("+/nix/store/"), "{program}");
+    for read in [&host["builders"], &host["ssh"]] {
+        let text = read.as_str().unwrap_or_default();
+        assert!(!text.contains("/var/"), "{text}");
+    }
+    how.to_owned()
 }
 
 #[test]
@@ -91,8 +111,9 @@ fn the_host_module_says_to_ssh_what_xpool_says() {
     let ssh = nixes.evaluate("host.ssh");
     assert_eq!(
         ssh["builders"],
-        "@/etc/nix/machines;@/var/lib/xpool/machines-ssh"
+        "@/etc/nix/machines;@/run/xpool-nix/machines"
     );
+    assert_eq!(written_by_root(&ssh), "--transport ssh --nix-version 2.8");
     let installation = &nixes.installation;
     fs::write(
         installation.path().join("xpool.toml"),
@@ -101,7 +122,9 @@ fn the_host_module_says_to_ssh_what_xpool_says() {
     .unwrap();
     let args = ["machines", "--transport", "ssh", "--format", "ssh-config"];
     let own = installation.ok(&args).replace('"', "");
-    let own = own.replace("[DIR]/state", "/var/lib/xpool");
+    // The same files, where root has written them.
+    let own = own.replace("[DIR]/state/keys/", "[DIR]/state/");
+    let own = own.replace("[DIR]/state", "/run/xpool-nix");
     let is_said = |line: &&str| !line.trim_start().starts_with('#') && !line.is_empty();
     let mut said: Vec<&str> = own.lines().filter(is_said).collect();
     // What other modules say comes after it.

@@ -55,8 +55,9 @@ fn unit(text: &str, socket: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let with_program = |line: &str| match line.split_once(' ') {
-        Some((program, rest)) if program.starts_with("ExecStart=") => {
-            format!("ExecStart=/bin/true {rest}\n")
+        Some((program, rest)) if program.starts_with("ExecStart") => {
+            let (key, _) = program.split_once('=').unwrap();
+            format!("{key}=/bin/true {rest}\n")
         }
         _ => format!("{line}\n"),
     };
@@ -180,8 +181,11 @@ fn the_unit_of_other_distributions_is_that_of_nixos() {
     let mut file = of_the_file("xpool.service", "[Service]");
     // Where the program is; a variable that NixOS has elsewhere; groups that the user is in.
     let apart = [
-        (&mut module, ["ExecStart", "SupplementaryGroups"]),
-        (&mut file, ["ExecStart", "Environment"]),
+        (
+            &mut module,
+            ["ExecStart", "ExecStartPre", "SupplementaryGroups"],
+        ),
+        (&mut file, ["ExecStart", "ExecStartPre", "Environment"]),
     ];
     for (settings, keys) in apart {
         for key in keys {
@@ -208,10 +212,12 @@ fn the_socket_of_other_distributions_is_that_of_nixos() {
     let state = Some("/var/lib/xpool".into());
     let paths = Paths::new(None, state, None).unwrap();
     let machines = Form::ALL.map(|form| paths.machines(form).display().to_string());
-    // Where `rm` is.
-    for settings in [&mut module, &mut file] {
+    // Where `rm` is, and what root's Nix reads.
+    for (settings, fixed) in [(&mut module, "/run/xpool-nix"), (&mut file, "/etc/xpool")] {
         let removed = settings.remove("ExecStopPost").unwrap().concat();
         let files = removed.split_once("/bin/rm -f ").unwrap().1;
+        let (first, files) = files.split_once(' ').unwrap();
+        assert_eq!(first, format!("{fixed}/machines"));
         let mut files: Vec<&str> = files.split(' ').collect();
         files.sort_by_key(|file| machines.iter().position(|machines| machines == file));
         assert_eq!(files, machines);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use crate::common::inputs::copied;
 use crate::common::machine::Machine;
 use crate::common::nix::{derivation, sleeper, stderr};
-use crate::common::{ended, skip};
+use crate::common::{ended, roots_own, skip};
 
 const SYSTEM: &str = "riscv64-linux";
 
@@ -19,7 +19,7 @@ const USER_UNIT: &str = "scripts/systemd/user/xpool.service";
 const CLONE: &str = "/srv/xpool";
 
 /// What Nix reads of machines, while a manager serves.
-const MACHINES: &str = "/var/lib/xpool/machines";
+const MACHINES: &str = "/etc/xpool/machines";
 
 /// Nix as distributions have it: a daemon of root's that somebody's connection starts.
 const NIX_DAEMON: &str =
@@ -211,6 +211,53 @@ fn the_service_runs_as_its_user_alone_and_shows_others_nothing() {
             "--threshold=30",
             "xpool.service",
         ],
+    );
+}
+
+/// A machine for a system that nobody has, whose program says who runs it.
+const EVIL: &str = "printf '#!/bin/sh\nid -un >/tmp/ran\n' >~/evil && chmod 755 ~/evil
+    for file in ~/machines ~/machines-ssh /etc/xpool/machines; do
+        rm -f $file || true
+        echo \"ssh-ng://localhost?remote-program=$HOME/evil evil-linux - 1 1 - - -\" >$file || true
+    done
+    echo 'Match exec ~/evil' >~/ssh_config";
+
+#[test]
+fn the_services_user_cannot_change_what_roots_nix_reads_or_executes() {
+    let test = "the_services_user_cannot_change_what_roots_nix_reads_or_executes";
+    let Some(machine) = machine(test) else {
+        return;
+    };
+    machine.write("/etc/xpool/xpool.toml", "[local]\ngroup = \"kvm\"\n");
+    install(&machine, UNIT, "root");
+    let run = |words: &[&str]| machine.ok("root", words);
+    // What root writes at each start leaves the manager's folder to whom the manager has given it.
+    let folder = ["stat", "--format", "%G %a", "/var/lib/xpool"];
+    assert_eq!(run(&folder), "kvm 710\n");
+    let named = roots_own::named(&run, "/etc/nix/nix.conf");
+    assert!(
+        named.iter().any(|path| path == "/usr/local/bin/xpool"),
+        "{named:?}"
+    );
+    assert_eq!(roots_own::changeable(&run, "/etc/nix/nix.conf"), [""; 0]);
+
+    // Who is not root can do the same for a Nix of their own.
+    shell(
+        &machine,
+        "alice",
+        "xpool machines --write-to ~/own && grep -q riscv64-00 ~/own/machines",
+    );
+
+    shell(&machine, "xpool", EVIL);
+    let expression = derivation("evil-linux", "evil", "", "true");
+    let output = build(&machine, &expression).output().unwrap();
+    assert!(!output.status.success());
+    let ran = machine.run("root", &["cat", "/tmp/ran"]);
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "",
+        "{}",
+        stderr(&output)
     );
 }
 

@@ -67,6 +67,20 @@ fn openssh_reads_the_client_key() {
 }
 
 #[test]
+fn a_copy_of_the_client_key_is_the_same_key() {
+    let (parent, folder) = folder();
+    GatewayKeys::load_or_create(&folder).unwrap();
+    let keys = GatewayKeys::load_of(us(), &folder).unwrap();
+    let copy = parent.path().join("copy");
+    fs::write(&copy, keys.client_text().unwrap()).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+    let read = load(&copy, us()).unwrap().unwrap();
+    assert_eq!(read.public_key(), keys.client());
+    let other = GatewayKeys::load_of(us() + 1, &folder).unwrap_err();
+    assert!(other.to_string().contains("belongs to user"), "{other}");
+}
+
+#[test]
 fn a_key_that_others_can_read_is_refused() {
     let (_parent, folder) = folder();
     let keys = GatewayKeys::load_or_create(&folder).unwrap();

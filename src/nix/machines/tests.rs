@@ -123,7 +123,7 @@ fn ssh_finds_the_gateway_and_knows_it_by_its_alias() {
 #[test]
 fn nix_conf_names_the_machines_file() {
     insta::assert_snapshot!(nix_conf(Path::new("/state/machines")), @r"
-    # Build machines of xpool; a file that is missing is no error.
+    # Build machines of xpool; a file that is missing is no error. Its lines are commands: who can write it can do what this Nix can.
     builders = @/state/machines
     # This machine fetches faster than an emulated one: it fetches and hands over.
     builders-use-substitutes = false
@@ -142,7 +142,7 @@ fn nixos_is_told_the_same() {
     # Build machines of xpool, for `imports` of a NixOS configuration. Nix knows them also while no manager runs, and
     # builds then fail; in place of the list,
     #   nix.settings.builders = "@/etc/nix/machines;@/s/machines";
-    # names them only while one does.
+    # names them only while one does. Who can write that file, or replace a program named here, can do what this Nix can.
     let
       machine = system: place: place // {
         inherit system;
