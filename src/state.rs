@@ -161,8 +161,12 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
         }
         _ => {}
     }
-    // Only who can enter the folder that it is in can connect.
-    UnixListener::bind(socket).with_context(|| format!("listening on `{}`", socket.display()))
+    // Only who can enter the folder that it is in can connect. A folder may be a group's, and a socket is not, unless it is given to one.
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("listening on `{}`", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("setting the mode of `{}`", socket.display()))?;
+    Ok(listener)
 }
 
 /// Whether anybody listens on a socket. Never waits, however long the line of those who have come is.

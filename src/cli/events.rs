@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, args: &EventsArgs) -> Result<()> {
     let mut events = client.events().await?;
     while let Some(event) = events.next().await? {
         if args.json {
-            context.printer.data(&serde_json::to_string(&event)?);
+            context.printer.json_line(&event)?;
         } else {
             context.printer.data(&text(&event));
         }

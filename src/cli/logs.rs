@@ -12,8 +12,8 @@ use crate::control::client::{Client, ControlError};
 use crate::manager::events::Happening;
 use crate::manager::status::BuildView;
 use crate::manager::ticket::BuildProgress;
-use crate::output::Printer;
 use crate::output::plain::plain;
+use crate::output::{LogPrinter, Printer};
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
@@ -39,10 +39,11 @@ pub(super) async fn run(context: &Context, args: &LogsArgs) -> Result<()> {
     let mut file = tokio::fs::File::open(&log)
         .await
         .with_context(|| format!("opening `{}`", log.display()))?;
-    copy_new(&mut file, context.printer).await?;
+    let mut printer = context.printer.log();
+    copy_new(&mut file, &mut printer).await?;
     while args.follow && is_alive(context, args.of.as_deref()).await {
         tokio::time::sleep(LOOK).await;
-        copy_new(&mut file, context.printer).await?;
+        copy_new(&mut file, &mut printer).await?;
     }
     Ok(())
 }
@@ -115,13 +116,18 @@ fn unknown(name: &str, vms: &[String], builds: &[BuildView]) -> String {
 /// Shows each line of a build once, of those that the manager has.
 struct Reader {
     printer: Printer,
+    log: LogPrinter,
     n_shown: u64,
 }
 
 impl Reader {
     fn new(printer: Printer) -> Self {
-        let n_shown = 0;
-        Self { printer, n_shown }
+        let (log, n_shown) = (printer.log(), 0);
+        Self {
+            printer,
+            log,
+            n_shown,
+        }
     }
 
     fn show(&mut self, progress: &BuildProgress) {
@@ -132,7 +138,7 @@ impl Reader {
             self.printer.say(&text);
         }
         for line in lines {
-            self.printer.log(format!("{line}\n").as_bytes());
+            self.log.print(format!("{line}\n").as_bytes());
         }
     }
 }
@@ -165,14 +171,14 @@ fn known_vms(logs: &Path) -> Vec<String> {
     vms
 }
 
-async fn copy_new(file: &mut tokio::fs::File, printer: Printer) -> Result<()> {
+async fn copy_new(file: &mut tokio::fs::File, printer: &mut LogPrinter) -> Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let n = file.read(&mut buffer).await?;
         if n == 0 {
             return Ok(());
         }
-        printer.log(&buffer[..n]);
+        printer.print(&buffer[..n]);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The process that has had a helper started: Nix's build hook, one for each build. All its helpers come for the same build.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often a process is looked for. The kernel tells of the end of a process that is not a child by a descriptor, and tokio
@@ -10,7 +12,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const SHELLS: [&str; 3] = ["bash", "dash", "sh"];
 
 /// A process that has helpers. Numbers are used again, and the time of a start tells one process from the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hook {
     pid: i32,
     started: u64,
@@ -41,6 +43,43 @@ impl Hook {
         while Process::read(self.pid).is_some_and(|process| process.started == self.started) {
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// Processes whose end somebody waits for: one task looks for each of them, however much is kept for it.
+#[derive(Debug)]
+pub(super) struct Watched<T> {
+    kept: Arc<Mutex<BTreeMap<Hook, BTreeSet<T>>>>,
+}
+
+impl<T: Ord + Send + 'static> Watched<T> {
+    /// Of no process yet.
+    pub(super) fn new() -> Self {
+        Self {
+            kept: Arc::default(),
+        }
+    }
+
+    /// Calls `gone` with this when a process has ended; once, however often it was kept.
+    pub(super) fn keep(&self, hook: Hook, what: T, gone: impl Fn(T) + Send + 'static) {
+        let mut kept = self.lock();
+        let is_new = !kept.contains_key(&hook);
+        kept.entry(hook).or_default().insert(what);
+        if !is_new {
+            return;
+        }
+        let watched = Self {
+            kept: Arc::clone(&self.kept),
+        };
+        tokio::spawn(async move {
+            hook.gone().await;
+            let all = watched.lock().remove(&hook).unwrap_or_default();
+            all.into_iter().for_each(gone);
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Hook, BTreeSet<T>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,5 +157,34 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(60), hook.gone())
             .await
             .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_is_looked_for_once_and_each_thing_is_told_once() {
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(sleeper.id()).unwrap();
+        let started = Process::read(pid).unwrap().started;
+        let (watched, hook) = (Watched::new(), Hook { pid, started });
+        let (told, mut hear) = tokio::sync::mpsc::unbounded_channel();
+        let tasks = || {
+            tokio::runtime::Handle::current()
+                .metrics()
+                .num_alive_tasks()
+        };
+        let before = tasks();
+        for seat in (0..1000).map(|n| n % 3) {
+            let told = told.clone();
+            watched.keep(hook, seat, move |seat| told.send(seat).unwrap());
+        }
+        assert_eq!(tasks(), before + 1);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        drop(told);
+        let mut heard = Vec::new();
+        while let Some(seat) = hear.recv().await {
+            heard.push(seat);
+        }
+        assert_eq!(heard, [0, 1, 2]);
+        assert!(watched.lock().is_empty());
     }
 }

@@ -9,6 +9,7 @@ mod hook;
 pub mod place;
 pub mod server;
 pub mod stdio;
+mod users;
 pub(crate) mod wire;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
@@ -12,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use super::hook::Hook;
+use super::hook::{Hook, Watched};
+use super::users::Users;
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
 use crate::accept;
 use crate::activation::Handover;
@@ -26,6 +28,9 @@ use crate::vm::{DetachedPort, Hop};
 
 /// Helpers at a time. Further ones wait in the listener's backlog.
 const MOST_HELPERS: usize = 2048;
+
+/// Helpers of one user at a time, so that others always find room. Further ones are told so.
+const MOST_PER_USER: usize = MOST_HELPERS / 2;
 
 /// Who may use the local transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,9 @@ struct Shared {
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
     seat_gone: Arc<SeatGone>,
+    /// Where outputs are kept: a system, a key, a seat.
+    watched: Watched<(System, String, String)>,
+    users: Users,
     handover: Handover,
     stop: CancellationToken,
 }
@@ -110,6 +118,8 @@ pub async fn serve(
         slots,
         desk,
         seat_gone,
+        watched: Watched::new(),
+        users: Users::new(MOST_PER_USER),
         handover,
         stop: stop.clone(),
     });
@@ -119,12 +129,12 @@ pub async fn serve(
         while let Ok(place) = room.clone().acquire_owned().await {
             let (stream, _) =
                 accept::next("the local transport", |cx| listener.poll_accept(cx)).await;
-            let shared = shared.clone();
+            let (stream, shared) = (Arc::new(stream), shared.clone());
             helpers.spawn(async move {
-                if let Err(error) = serve_one(stream, &shared).await {
+                if let Err(error) = serve_one(stream.clone(), &shared).await {
                     debug!(%error, "a helper's connection broke");
                 }
-                drop(place);
+                close((stream, place));
             });
         }
     };
@@ -134,9 +144,17 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
+/// Closes a connection, with all that was sent and not read: the closing of descriptors among that may take as long as who sent them
+/// likes. So it is done by a thread of its own, and the place is taken until then.
+fn close(connection: impl Send + 'static) {
+    let closing = std::thread::Builder::new().name("closing".to_owned());
+    // Without a thread it is closed here.
+    let _ = closing.spawn(move || drop(connection));
+}
+
+async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
     let peer = stream.peer_cred()?;
-    let (mut reader, writer) = wire::split(stream);
+    let (mut reader, writer) = wire::split_without_descriptors(stream);
     if !shared.allowed.allows(peer.uid(), peer.gid(), peer.pid()) {
         info!(
             uid = peer.uid(),
@@ -145,6 +163,10 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         let why = "this manager is for its owner, root, and the group in section `[local]` of its xpool.toml";
         return writer.send(&ToHelper::Rejected(why.to_owned())).await;
     }
+    let Some(_place) = shared.users.take(peer.uid()) else {
+        let why = format!("user {} has {MOST_PER_USER} sessions already", peer.uid());
+        return writer.send(&ToHelper::Rejected(why)).await;
+    };
     // A client may take its time before it asks for anything: Nix connects first and then waits for its locks.
     let Some(ToManager::Open {
         slot,
@@ -177,6 +199,8 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         share: Share::Host,
         first,
     };
+    // All that it says from now on is short.
+    reader.shorten(wire::LONGEST_REPORT);
     let (key, seat) = (request.key.clone(), request.seat.clone());
     let ticket = match shared.desk.open(request).await {
         Ok(ticket) => ticket,
@@ -186,19 +210,18 @@ async fn serve_one(stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Err(gone) => return writer.send(&ToHelper::Rejected(gone.to_string())).await,
     };
     ticket.set_unfetched(unfetched);
+    let unfetched = ticket.unfetched();
     let (session, left) = (Session::new(ticket, writer), shared.handover.clone());
     let served = match session.run(&mut reader, is_anybodys.then_some(left)).await {
         Ok(Served::Over) => Ok(()),
         Ok(Served::Left(writer)) => shared.leave(&mut reader, &writer).await,
         Err(error) => Err(error),
     };
-    if let Some(hook) = hook {
+    if let Some(hook) = hook.filter(|_| unfetched.load(Ordering::Acquire)) {
         // What it left is kept until its lease ends, or nobody can come for it any more.
         let seat_gone = shared.seat_gone.clone();
-        tokio::spawn(async move {
-            hook.gone().await;
-            seat_gone(system, key, seat);
-        });
+        let gone = move |(system, key, seat)| seat_gone(system, key, seat);
+        shared.watched.keep(hook, (system, key, seat), gone);
     }
     served
 }

@@ -1,5 +1,6 @@
 //! Both ends of the local transport over a real socket, with the test as Nix, as the manager behind it, and as the guest.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -413,4 +414,46 @@ fn the_owner_root_and_the_group_may_connect() {
     // This process has no such group, whoever runs it.
     let this = i32::try_from(std::process::id()).unwrap();
     assert!(!of(Some(u32::MAX)).allows(other, 1001, Some(this)));
+}
+
+/// The descriptors that this process has.
+fn n_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[tokio::test]
+async fn a_helper_that_sends_descriptors_is_cut_and_takes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&folder, owner());
+    let before = n_descriptors();
+    for _ in 0..20 {
+        let stream = UnixStream::connect(folder.path().join("sock"))
+            .await
+            .unwrap();
+        let (mut reader, writer) = wire::split(stream);
+        let open = ToManager::Open {
+            slot: SLOT.to_owned(),
+            first: First::Other,
+            version: Some(wire::VERSION),
+        };
+        writer.send(&open).await.unwrap();
+        let session = server.session().await;
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let report = ToManager::Report(SessionReport::NotUnderstood);
+        // Fails once the manager has hung up.
+        while writer
+            .send_with(&report, &[near.as_fd(), far.as_fd(), far.as_fd()])
+            .await
+            .is_ok()
+        {}
+        while let Ok(Some(_)) = within(reader.next::<ToHelper>()).await {}
+        drop(session);
+    }
+    // Connections are closed by threads of their own.
+    within(async {
+        while n_descriptors() > before {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,10 @@ use tokio::net::UnixStream;
 use crate::manager::ticket::{BuildLimits, First, SessionReport};
 
 /// The longest line, in bytes: the inputs of a build, a hundred thousand paths at the most.
-const LONGEST_LINE: usize = 64 << 20;
+const LONGEST_LINE: usize = 16 << 20;
+
+/// The longest line that says what is done in a session, in bytes: a build with a thousand outputs.
+pub(super) const LONGEST_REPORT: usize = 1 << 20;
 
 /// The most descriptors of one message: a port and the hold on its VM, or the streams of a shell.
 const MOST_DESCRIPTORS: usize = 3;
@@ -84,16 +87,35 @@ pub(super) enum ToHelper {
     },
 }
 
-/// Both directions of a connection.
+/// Both directions of a connection to a manager, which sends descriptors.
 pub(crate) fn split(stream: UnixStream) -> (Reader, Writer) {
-    let stream = Arc::new(stream);
+    split_with(Arc::new(stream), Descriptors::Taken)
+}
+
+/// Both directions of a connection to somebody who may send none. They are of no use to a manager, which would run out of them;
+/// and one whose closing takes time would hold it up.
+pub(crate) fn split_without_descriptors(stream: Arc<UnixStream>) -> (Reader, Writer) {
+    split_with(stream, Descriptors::Refused)
+}
+
+fn split_with(stream: Arc<UnixStream>, from_there: Descriptors) -> (Reader, Writer) {
     let reader = Reader {
         stream: stream.clone(),
         received: Vec::new(),
         searched: 0,
+        longest: LONGEST_LINE,
+        from_there,
         descriptors: VecDeque::new(),
     };
     (reader, Writer { stream })
+}
+
+/// What is done with descriptors that the other side sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Descriptors {
+    Taken,
+    /// They are left where they are, and the connection is of no use any more.
+    Refused,
 }
 
 /// The receiving direction.
@@ -103,6 +125,9 @@ pub(crate) struct Reader {
     received: Vec<u8>,
     /// How many of these bytes are known to have no line's end.
     searched: usize,
+    /// The longest line that is read.
+    longest: usize,
+    from_there: Descriptors,
     descriptors: VecDeque<OwnedFd>,
 }
 
@@ -119,7 +144,7 @@ impl Reader {
                 return Ok(Some(serde_json::from_slice(&line)?));
             }
             self.searched = self.received.len();
-            if self.searched > LONGEST_LINE {
+            if self.searched > self.longest {
                 return Err(io::Error::other("the other side says too much at once"));
             }
             if self.receive().await? == 0 {
@@ -128,35 +153,66 @@ impl Reader {
         }
     }
 
+    /// Reads no lines from now on that are longer than this, in bytes.
+    pub(super) fn shorten(&mut self, longest: usize) {
+        self.longest = longest;
+    }
+
     /// The next descriptor that came with what was received so far.
     pub(crate) fn descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
 
     async fn receive(&mut self) -> io::Result<usize> {
-        let (descriptors, received) = (&mut self.descriptors, &mut self.received);
-        let stream = &*self.stream;
+        let Self {
+            stream,
+            received,
+            descriptors,
+            from_there,
+            ..
+        } = self;
         let read = || {
             let mut chunk = [0; 16 * 1024];
-            let mut space =
-                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let message = recvmsg(
-                stream,
-                &mut [IoSliceMut::new(&mut chunk)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )?;
-            for ancillary in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
-                    descriptors.extend(rights);
-                }
-            }
-            received.extend_from_slice(&chunk[..message.bytes]);
-            Ok(message.bytes)
+            let length = match from_there {
+                Descriptors::Taken => receive(stream, &mut chunk, RecvFlags::empty(), descriptors)?,
+                Descriptors::Refused => receive_bytes(stream, &mut chunk)?,
+            };
+            received.extend_from_slice(&chunk[..length]);
+            Ok(length)
         };
         stream.async_io(Interest::READABLE, read).await
     }
+}
+
+/// Receives bytes, and what descriptors come with them.
+fn receive(
+    stream: &UnixStream,
+    chunk: &mut [u8],
+    flags: RecvFlags,
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let message = recvmsg(stream, &mut [IoSliceMut::new(chunk)], &mut control, flags)?;
+    for ancillary in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
+            descriptors.extend(rights);
+        }
+    }
+    Ok(message.bytes)
+}
+
+/// Receives bytes that come without descriptors; an error at the first that come with some.
+fn receive_bytes(stream: &UnixStream, chunk: &mut [u8]) -> io::Result<usize> {
+    let mut descriptors = VecDeque::new();
+    // Looked at, they stay with the socket: dropping these ends nothing.
+    let length = receive(stream, chunk, RecvFlags::PEEK, &mut descriptors)?;
+    if !descriptors.is_empty() {
+        return Err(io::Error::other("the other side sends descriptors"));
+    }
+    // Not a byte more, which might come with some.
+    Ok(recv(stream, &mut chunk[..length], RecvFlags::empty())?.0)
 }
 
 /// The sending direction.
@@ -282,6 +338,35 @@ mod tests {
             .unwrap();
         assert_eq!(text, "through");
         assert!(reader.descriptor().is_none());
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_nobody_wants_end_the_connection() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (_, writer) = split(one);
+        let (mut reader, _) = split_without_descriptors(Arc::new(other));
+        let (_near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let message = ToManager::Ended { unfetched: true };
+        writer.send(&message).await.unwrap();
+        reader.next::<ToManager>().await.unwrap().unwrap();
+        writer.send_with(&message, &[far.as_fd()]).await.unwrap();
+        let error = reader.next::<ToManager>().await.unwrap_err();
+        assert!(error.to_string().contains("sends descriptors"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_line_may_be_so_long_and_no_longer() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let ((_, writer), (mut reader, _)) = (split(one), split(other));
+        reader.shorten(1000);
+        let sending = tokio::spawn(async move {
+            let long = ToHelper::Waiting("x".repeat(1 << 20));
+            // Fails when nobody reads any more.
+            let _ = writer.send(&long).await;
+        });
+        reader.next::<ToHelper>().await.unwrap_err();
+        drop(reader);
+        sending.await.unwrap();
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //! | `POST /v1/down` with [`TakeDown`] | when the last VM is gone |
 
 pub mod client;
+mod owners;
 pub mod server;
 
 use std::net::SocketAddr;

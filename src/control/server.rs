@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use super::owners::Owners;
 use super::{Drain, Info, TakeDown, Up};
 use crate::manager::status::Status;
 use crate::manager::ticket::ManagerGone;
@@ -56,7 +57,7 @@ pub async fn serve(
         .route("/v1/drain", post(drain))
         .route("/v1/down", post(down))
         .with_state(api);
-    axum::serve(listener, router)
+    axum::serve(Owners(listener), router)
         .with_graceful_shutdown(end.cancelled_owned())
         .await
 }

@@ -15,9 +15,6 @@ use crate::pool::SessionId;
 /// How many builds that have ended are remembered: a day's work of a person, a few megabytes.
 const MAX_ENDED: usize = 200;
 
-/// The most of a derivation's or a failure's text that is kept, in characters.
-const MAX_TEXT: usize = 2000;
-
 /// Numbers for builds, no two alike.
 pub(super) type BuildIds = Arc<AtomicU64>;
 
@@ -105,7 +102,7 @@ impl Builds {
             vm: vm.to_owned(),
             slot: session.request.slot.clone(),
             client: session.request.client.clone(),
-            derivation: cut(&began.derivation),
+            derivation: began.derivation.clone(),
             outputs: began.outputs.clone(),
             progress: BuildProgress::default(),
             began: wall_clock(),
@@ -153,9 +150,7 @@ impl Builds {
 }
 
 fn failed(why: &str) -> BuildOutcome {
-    BuildOutcome::Failed { because: cut(why) }
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+    BuildOutcome::Failed {
+        because: why.to_owned(),
+    }
 }

@@ -35,7 +35,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use builds::{BuildIds, Builds};
 use events::Events;
@@ -97,8 +97,8 @@ enum News {
 
 #[derive(Debug)]
 enum SessionNews {
-    /// This is done in it.
-    Report(SessionReport),
+    /// This is done in it. Dropping the place lets it say more.
+    Report(SessionReport, OwnedSemaphorePermit),
     /// Its front end has let go of it.
     Dropped,
 }
@@ -133,7 +133,8 @@ impl<B: VmBackend> Manager<B> {
         let desk = desk.with_stores(policies.iter().filter_map(shared).collect());
         let (to_manager, commands) = mpsc::channel(64);
         // Unbounded, so that no task the manager waits for ever waits for the manager. Its senders are the tasks of VMs
-        // and sessions, of which there is a bounded number, and each says a few things per session.
+        // and sessions, of which there is a bounded number. A VM says a few things per session, and a session that says much waits
+        // until what it has said was heard.
         let (to_news, news) = mpsc::unbounded_channel();
         let (changes, watching) = watch::channel(Status::default());
         let (events, builds) = (Events::new(), BuildIds::default());

@@ -4,7 +4,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nix::observe::{MAX_LINE, MAX_LINES};
 use crate::nix::store_path::StorePath;
+
+/// The most of a text that is kept, in characters: a derivation's name, why a build failed.
+const MAX_TEXT: usize = 2000;
+
+/// The most outputs of one build that are kept.
+const MAX_OUTPUTS: usize = 1024;
 
 /// A piece of news from a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,4 +65,67 @@ pub struct BuildEnded {
     pub failure: Option<String>,
     /// Processor time in user mode and in the kernel, where the guest's Nix tells (protocol 1.37).
     pub cpu: Option<(Duration, Duration)>,
+}
+
+impl SessionReport {
+    /// As much of it as is kept: who reports may be somebody else's program.
+    #[must_use]
+    pub(super) fn cut(mut self) -> Self {
+        match &mut self {
+            Self::Activity(activity) => cut(activity, MAX_LINE),
+            Self::BuildBegan(began) => {
+                cut(&mut began.derivation, MAX_TEXT);
+                began.outputs.truncate(MAX_OUTPUTS);
+            }
+            Self::Progress(progress) => {
+                progress.last_lines.truncate(MAX_LINES);
+                let texts = progress.last_lines.iter_mut().chain(&mut progress.phase);
+                texts.for_each(|text| cut(text, MAX_LINE));
+            }
+            Self::BuildEnded(ended) => {
+                ended.failure.iter_mut().for_each(|why| cut(why, MAX_TEXT));
+            }
+            Self::Fetched(_) | Self::NotUnderstood => {}
+        }
+        self
+    }
+}
+
+/// Cuts a text to so many characters.
+fn cut(text: &mut String, most: usize) {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut() {
+        let long = || "ä".repeat(3000);
+        let path = b"/nix/store/00000000000000000000000000000000-x";
+        let began = SessionReport::BuildBegan(BuildBegan {
+            derivation: long(),
+            outputs: vec![StorePath::parse(path).unwrap(); 2000],
+        });
+        let progress = SessionReport::Progress(BuildProgress {
+            phase: Some(long()),
+            last_lines: vec![long(); 100],
+            ..BuildProgress::default()
+        });
+        let ended = SessionReport::BuildEnded(BuildEnded {
+            failure: Some(long()),
+            cpu: None,
+        });
+        let size = |report: SessionReport| serde_json::to_string(&report.cut()).unwrap().len();
+        assert!(size(SessionReport::Activity(long())) < 1000);
+        assert!(size(began) < 60_000);
+        assert!(size(progress) < 20_000);
+        assert!(size(ended) < 5000);
+        let short = SessionReport::Activity("copying inputs".to_owned());
+        assert_eq!(short.clone().cut(), short);
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::status::InputsView;
 use super::ticket::{First, LookUp, SessionReport, SessionRequest, SessionUpdate};
@@ -132,6 +132,10 @@ impl ManagedSession {
 /// Room for `Granted` or `Rejected`, and `VmGone`.
 const RESERVED_UPDATES: usize = 2;
 
+/// What a session may have said that the manager has not heard yet. What it says beside waits with it, so that a session that says much
+/// keeps nobody else waiting for long.
+const MOST_UNHEARD: usize = 2;
+
 /// Passes on what a session does, and that it ended, until it has.
 pub(super) async fn watch_session(
     system: System,
@@ -144,9 +148,46 @@ pub(super) async fn watch_session(
         // Without a manager there is nobody to tell.
         let _ = news.send(News::Session(system, id, told));
     };
+    let room = Arc::new(Semaphore::new(MOST_UNHEARD));
     while let Some(report) = reports.recv().await {
-        tell(SessionNews::Report(report));
+        let Ok(place) = room.clone().acquire_owned().await else {
+            break;
+        };
+        tell(SessionNews::Report(report.cut(), place));
     }
     updates.closed().await;
     tell(SessionNews::Dropped);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_that_says_much_waits_until_it_is_heard() {
+        let (updates, _held) = mpsc::channel(8);
+        let (say, reports) = mpsc::channel(1);
+        let (news, mut heard) = mpsc::unbounded_channel();
+        let (system, id) = (System::Riscv64Linux, SessionId(1));
+        tokio::spawn(watch_session(system, id, updates, reports, news));
+        let saying = tokio::spawn(async move {
+            for n in 0..1000 {
+                let report = SessionReport::Activity(n.to_string());
+                say.send(report).await.unwrap();
+            }
+        });
+        for n in 0..1000 {
+            let News::Session(_, _, SessionNews::Report(report, _place)) =
+                heard.recv().await.unwrap()
+            else {
+                panic!("no report");
+            };
+            assert_eq!(report, SessionReport::Activity(n.to_string()));
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(heard.len() <= MOST_UNHEARD, "{}", heard.len());
+        }
+        saying.await.unwrap();
+    }
 }

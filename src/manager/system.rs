@@ -321,7 +321,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             return;
         };
         match news {
-            SessionNews::Report(report) => {
+            SessionNews::Report(report, _place) => {
                 debug!(session = id.0, ?report, "session");
                 self.builds.note(id, session, &vm_name, &report);
                 let outputs = session.outputs_event(id, &report);

@@ -167,6 +167,11 @@ impl SessionTicket {
         self.unfetched.store(unfetched, Ordering::Release);
     }
 
+    /// What was said last of that, also after the session.
+    pub fn unfetched(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.unfetched)
+    }
+
     /// The next piece of news; `None` when the manager is gone.
     pub async fn next(&mut self) -> Option<SessionUpdate> {
         self.updates.recv().await

@@ -1,4 +1,7 @@
 //! Everything that is printed: data on stdout, talk on stderr, progress on a terminal or one line per step elsewhere.
+//!
+//! Guests, builds and clients have written parts of it. So a terminal obeys nothing of what is printed here but what is put in here:
+//! colours, and what clears the screen.
 
 pub mod fold;
 pub mod plain;
@@ -8,6 +11,8 @@ pub mod table;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+
+use plain::LogText;
 
 /// Prints. The only one that does, apart from `main`.
 #[derive(Clone, Copy, Debug)]
@@ -34,36 +39,32 @@ impl Printer {
     /// Prints data.
     pub fn data(self, text: &str) {
         // Somebody who reads the first lines only (`| head`) has all that they want.
-        let _ = writeln!(std::io::stdout(), "{text}");
+        let _ = writeln!(std::io::stdout(), "{}", plain::lines(text));
     }
 
     /// Prints data as JSON.
     pub fn json(self, data: &impl Serialize) -> anyhow::Result<()> {
-        self.data(&serde_json::to_string_pretty(data)?);
+        self.data(&plain::json(&serde_json::to_string_pretty(data)?));
         Ok(())
     }
 
-    /// Prints a piece of a log as data; on a terminal without what a terminal would obey, because guests wrote it.
-    pub fn log(self, bytes: &[u8]) {
-        let mut stdout = std::io::stdout();
-        let is_harmless =
-            |byte: &u8| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\r' | b'\t');
-        let harmless: Vec<u8> = if stdout.is_terminal() {
-            bytes.iter().copied().filter(is_harmless).collect()
-        } else {
-            bytes.to_owned()
-        };
-        let _ = stdout.write_all(&harmless).and_then(|()| stdout.flush());
+    /// Prints data as JSON on one line.
+    pub fn json_line(self, data: &impl Serialize) -> anyhow::Result<()> {
+        self.data(&plain::json(&serde_json::to_string(data)?));
+        Ok(())
+    }
+
+    /// Prints a log as data, piece by piece.
+    pub fn log(self) -> LogPrinter {
+        LogPrinter(std::io::stdout().is_terminal().then(LogText::default))
     }
 
     /// Prints data in the place of what was printed so before, on a terminal, and after it elsewhere.
     pub fn redraw(self, text: &str) {
-        let clear = if std::io::stdout().is_terminal() {
-            "\x1b[H\x1b[2J"
-        } else {
-            ""
-        };
-        self.data(&format!("{clear}{text}\n"));
+        if std::io::stdout().is_terminal() {
+            let _ = write!(std::io::stdout(), "\x1b[H\x1b[2J");
+        }
+        self.data(&format!("{text}\n"));
     }
 
     /// Whether what is printed with [`Self::redraw`] takes the place of what was there.
@@ -73,31 +74,28 @@ impl Printer {
 
     /// Says what happens, to the person who asked for it.
     pub fn say(self, text: &str) {
-        // Without a stderr there is nobody to tell.
-        let _ = writeln!(std::io::stderr(), "{text}");
+        say_after("", text);
     }
 
     /// Says that a step is done: a verb, and to what.
     pub fn done(self, verb: &str, what: &str) {
-        self.say(&format!(
-            "{} {what}",
-            self.paint("32;1", &format!("{verb:>12}"))
-        ));
+        let verb = self.paint("32;1", &format!("{verb:>12}"));
+        say_after(&format!("{verb} "), what);
     }
 
     /// Says what to mind.
     pub fn warn(self, text: &str) {
-        self.say(&format!("{}: {text}", self.paint("33;1", "warning")));
+        say_after(&format!("{}: ", self.paint("33;1", "warning")), text);
     }
 
     /// Says what went wrong and what to do about it.
     pub fn error(self, text: &str, hints: &[String]) {
-        self.say(&format!("{}: {text}", self.paint("31;1", "error")));
+        say_after(&format!("{}: ", self.paint("31;1", "error")), text);
         if !hints.is_empty() {
             self.say("");
         }
         for hint in hints {
-            self.say(&format!("{}: {hint}", self.paint("36;1", "hint")));
+            say_after(&format!("{}: ", self.paint("36;1", "hint")), hint);
         }
     }
 
@@ -107,5 +105,27 @@ impl Printer {
         } else {
             text.to_owned()
         }
+    }
+}
+
+/// Says a text after words of our own.
+fn say_after(own: &str, text: &str) {
+    // Without a stderr there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{own}{}", plain::lines(text));
+}
+
+/// Prints a log: as it is, but on a terminal without what a terminal would obey.
+#[derive(Debug)]
+pub struct LogPrinter(Option<LogText>);
+
+impl LogPrinter {
+    /// Prints the next piece.
+    pub fn print(&mut self, piece: &[u8]) {
+        let mut stdout = std::io::stdout();
+        let printed = match &mut self.0 {
+            Some(text) => stdout.write_all(text.add(piece).as_bytes()),
+            None => stdout.write_all(piece),
+        };
+        let _ = printed.and_then(|()| stdout.flush());
     }
 }

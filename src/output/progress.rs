@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Printer;
-use super::plain::plain;
+use super::plain::{lines, plain};
 
 /// The progress of one thing, step by step.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Progress {
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
         bar.set_prefix(verb);
-        bar.set_message(what.to_owned());
+        bar.set_message(lines(what));
         bar.enable_steady_tick(Duration::from_millis(120));
         Self {
             printer,
@@ -53,7 +53,7 @@ impl Progress {
         step.clone_into(&mut last);
         let text = format!("{}: {step}", self.what);
         if self.printer.is_terminal() {
-            self.bar.set_message(text);
+            self.bar.set_message(lines(&text));
         } else {
             self.printer.done(self.verb, &text);
         }

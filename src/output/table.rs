@@ -1,10 +1,15 @@
 //! Aligned text. Pure.
 
+use super::plain::plain;
+
 /// Rows as text: columns two spaces apart, no borders, no space at line ends, no line end after the last. An empty cell
-/// shows as `-`.
+/// shows as `-`, and a cell has nothing that a terminal obeys.
 pub fn render<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let head = head.map(str::to_owned);
-    let lines: Vec<&[String; N]> = std::iter::once(&head).chain(rows).collect();
+    let rows = rows
+        .iter()
+        .map(|row| row.each_ref().map(|text| plain(text)));
+    let lines: Vec<[String; N]> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| {
         lines
             .iter()
@@ -13,7 +18,7 @@ pub fn render<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
             .unwrap_or(0)
     };
     let widths: [usize; N] = std::array::from_fn(width);
-    let text = |line: &&[String; N]| {
+    let text = |line: &[String; N]| {
         let cells = line
             .iter()
             .zip(widths)

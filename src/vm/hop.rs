@@ -58,16 +58,23 @@ pub struct DetachedPort {
 const HOLD: &str = "held";
 
 /// Locks a VM's folder for a process that goes on with one of its ports. The lock belongs to the open file, and so to whoever
-/// is given it.
+/// is given it. Nothing can be written by it: it is on its owner's disk.
 pub(super) fn hold(folder: &Path) -> io::Result<File> {
-    let file = open_hold(folder, true)?;
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(folder.join(HOLD));
+    drop(made?);
+    let file = open_hold(folder)?;
     flock(&file, FlockOperation::NonBlockingLockShared)?;
     Ok(file)
 }
 
 /// Whether some process holds a VM.
 pub(super) fn is_held(folder: &Path) -> io::Result<bool> {
-    let file = match open_hold(folder, false) {
+    let file = match open_hold(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         opened => opened?,
     };
@@ -77,10 +84,8 @@ pub(super) fn is_held(folder: &Path) -> io::Result<bool> {
     }
 }
 
-fn open_hold(folder: &Path, create: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(create).mode(0o600);
-    options.open(folder.join(HOLD))
+fn open_hold(folder: &Path) -> io::Result<File> {
+    File::open(folder.join(HOLD))
 }
 
 impl PortOnRequest {

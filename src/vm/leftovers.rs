@@ -2,6 +2,7 @@
 //! nobody else can own them. A VM that another process still uses is held, and goes when that process lets go of it.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,9 @@ const KILL_DEADLINE: Timespec = Timespec {
 /// off.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// How long a VM of an earlier manager's may be held: longer than builds take, and an end to who lets go of nothing.
+const LONGEST_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What was left.
 #[derive(Debug, Default)]
 pub struct Left {
@@ -40,14 +44,18 @@ pub struct HeldVm {
 }
 
 impl HeldVm {
-    /// Returns when nobody uses it any more. Cancel safe.
+    /// Returns when nobody uses it any more, or has for a day. Cancel safe.
     pub async fn unused(&self) -> Result<()> {
-        while hop::is_held(&self.folder)
-            .with_context(|| format!("looking whether `{}` is in use", self.folder.display()))?
-        {
-            tokio::time::sleep(LOOK).await;
-        }
-        Ok(())
+        let unused = async {
+            while hop::is_held(&self.folder)? {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        };
+        let unused: io::Result<()> = tokio::time::timeout(LONGEST_HOLD, unused)
+            .await
+            .unwrap_or(Ok(()));
+        unused.with_context(|| format!("looking whether `{}` is in use", self.folder.display()))
     }
 
     /// Ends it, whoever uses it.

@@ -141,12 +141,9 @@ fn starts_that_fail_degrade_a_pool_and_one_that_does_not_heals_it() {
 
 #[test]
 fn a_start_that_takes_longer_than_the_boot_timeout_fails_and_says_so() {
+    // Wanted for as long as it takes: on a busy machine a start waits.
     let (installation, _serving) =
-        started("[pool]\ntemplate = false\nboot-timeout = \"1s\"\nwait-timeout = \"1s\"\n");
-    let nix = Nix::new(&installation);
-    let expression = derivation(RISCV64, "hasty", "", "echo built > $out");
-    let output = nix.build(&expression).output().unwrap();
-    assert!(!output.status.success());
+        started("[pool]\ntemplate = false\nboot-timeout = \"1s\"\nmin-vms = 1\n");
     installation.until("the start has failed", || {
         let status = installation.run(&["status"]).stdout;
         status.contains("within 1s: still waiting for the guest agent")

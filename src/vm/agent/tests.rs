@@ -133,7 +133,7 @@ async fn a_line_without_end_ends_the_connection_and_is_not_kept() {
     let guest = async {
         let mut fake = FakeAgent::in_step(&listener).await;
         fake.hear().await;
-        fake.flood(&[b'x'; 64 << 10]).await
+        fake.flood(&[b'x'; 4 << 10]).await
     };
     let (outcome, taken) = tokio::join!(agent.outcome(GuestPid(1)), guest);
     let error = format!("{:#}", outcome.unwrap_err());

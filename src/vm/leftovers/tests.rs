@@ -75,15 +75,35 @@ async fn a_vm_whose_folder_was_removed_is_ended() {
     end_of(other_child);
 }
 
+#[test]
+fn nothing_can_be_written_by_a_hold() {
+    use std::io::Write as _;
+    let folder = tempfile::tempdir().unwrap();
+    let mut hold = hop::hold(folder.path()).unwrap();
+    hold.write_all(b"x").unwrap_err();
+    assert!(hop::is_held(folder.path()).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_is_not_held_for_longer_than_a_day() {
+    let vms = tempfile::tempdir().unwrap();
+    let (_, mut child) = vm(vms.path(), "x");
+    let _users = hop::hold(&vms.path().join("x")).unwrap();
+    let held = clean(vms.path()).await.unwrap().held.pop().unwrap();
+    held.unused().await.unwrap();
+    held.end().await.unwrap();
+    child.wait().unwrap();
+}
+
 #[tokio::test]
 async fn a_vm_that_is_held_ends_when_it_is_not() {
     let vms = tempfile::tempdir().unwrap();
     let (folder, mut child) = vm(vms.path(), "x");
-    let hold = hop::hold(&folder).unwrap();
+    let users = hop::hold(&folder).unwrap();
     let mut left = clean(vms.path()).await.unwrap();
     let held = left.held.pop().unwrap();
     assert!(is_running(&mut child));
-    drop(hold);
+    drop(users);
     held.unused().await.unwrap();
     held.end().await.unwrap();
     child.wait().unwrap();
