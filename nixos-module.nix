@@ -357,10 +357,10 @@ in
         # state folder back to the service's group for each of these, and the manager may give it to another one.
         ExecStartPre = lib.mkIf cfg.builders (
           # Makes the keys, if there are none.
-          lib.optional isSsh "${xpool} machines --format nix-conf"
+          lib.optional isSsh "${pkgs.bash}/bin/bash -c 'test -e ${state}/keys/client_ed25519 || ${xpool} machines --format nix-conf'"
           ++ [
             (
-              "+${xpool} machines --write-to ${fixed} --transport ${cfg.transport}"
+              "-+${xpool} machines --write-to ${fixed} --transport ${cfg.transport}"
               # In the form that every Nix takes, to which the ssh configuration belongs.
               + lib.optionalString isSsh " --nix-version 2.8"
             )

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::activation::Handover;
 use crate::config::Config;
 use crate::gateway::keys::GatewayKeys;
+use crate::guarded;
 use crate::manager::status::Status;
 use crate::nix::System;
 use crate::nix::client::Form;
@@ -136,8 +137,9 @@ pub fn forget_dead(paths: &Paths) -> Result<()> {
     if !Form::ALL.iter().any(|form| paths.machines(*form).exists()) {
         return Ok(());
     }
-    // What root opens in a folder of somebody else's may be a link to anywhere.
-    if state::owner(paths) != Some(rustix::process::geteuid().as_raw()) {
+    // What root opens in a folder of somebody else's may be a link to anywhere, and so may the folder.
+    let is_own = state::owner(paths) == Some(rustix::process::geteuid().as_raw());
+    if !is_own || guarded::is_led_by_others(paths.state()) {
         return Ok(());
     }
     let _lock = state::lock(&paths.machines_lock())?;

@@ -63,6 +63,16 @@ pub fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a link of somebody else's leads to a path: it may lead anywhere by the time that something is made or removed there.
+pub fn is_led_by_others(path: &Path) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    let is_others = |part: &Path| {
+        let metadata = fs::symlink_metadata(part).ok();
+        metadata.is_some_and(|metadata| metadata.is_symlink() && ![0, us].contains(&metadata.uid()))
+    };
+    path.ancestors().any(is_others)
+}
+
 /// All folders that lead to what is at a path, and that itself, as far as they are there; those that links lead through as well.
 fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     let mut at = PathBuf::from("/");
@@ -172,6 +182,19 @@ mod tests {
         let expected = ["one", "", "two", "three", "three/below"];
         // A link from the root passes the folders that lead to it again.
         assert_eq!(found, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_link_of_somebody_elses_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, below) = (dir.path().join("link"), dir.path().join("link/state"));
+        symlink("/etc", &link).unwrap();
+        assert!(!is_led_by_others(&below));
+        // Only root can give one away.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+            assert!(is_led_by_others(&below) && is_led_by_others(&link));
+        }
     }
 
     #[test]

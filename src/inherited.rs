@@ -10,11 +10,12 @@ pub fn keep_descriptors() {
     close_fds::set_fds_cloexec(STANDARD, &[]);
 }
 
-/// Neither this process nor those that it starts write core files: in a QEMU's is a guest's memory, in the manager's its keys.
+/// Neither this process nor those that it starts write core files: in a QEMU's is a guest's memory, in the manager's its keys. One byte, not
+/// none: where cores are given to a program (core(5)), the kernel asks for none at this limit only.
 pub fn write_no_cores() -> std::io::Result<()> {
     let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
+        current: Some(1),
+        maximum: Some(1),
     };
     Ok(setrlimit(Resource::Core, none)?)
 }

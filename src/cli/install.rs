@@ -142,9 +142,13 @@ fn fixed_files(
         return fixed_files::of_local(config, paths.state(), program, dir);
     }
     let us = geteuid().as_raw();
-    let keys = match state::owner(paths) {
-        Some(owner) if owner != us => GatewayKeys::load_of(owner, &paths.keys())?,
-        _ => own_keys(paths)?,
+    let owner = state::owner(paths).unwrap_or(us);
+    // Root makes nothing where a link of somebody else's leads.
+    let is_own = owner == us && !guarded::is_led_by_others(paths.state());
+    let keys = if is_own {
+        own_keys(paths)?
+    } else {
+        GatewayKeys::load_of(owner, &paths.keys())?
     };
     fixed_files::of_ssh(config, &keys, form, dir)
 }

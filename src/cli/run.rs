@@ -39,7 +39,7 @@ command does, with 128 and the signal's number if a signal ended it. Where this 
 
 pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
     let kind = LogKind::of(environment::says_true);
-    let fold = |name, title| Fold::begin(context.printer, kind, name, title);
+    let fold = |name, title| Fold::begin(kind, name, title);
     // From here on signals are for the command, or end the preparations.
     let mut signals = Signals::listen()?;
     let started = {

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::hook::{Hook, Watched};
-use super::users::Users;
+use super::users::{Place, Users};
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
 use crate::accept;
 use crate::activation::Handover;
@@ -29,8 +29,11 @@ use crate::vm::{DetachedPort, Hop};
 /// Helpers at a time. Further ones wait in the listener's backlog.
 const MOST_HELPERS: usize = 2048;
 
-/// Helpers of one user at a time, so that others always find room. Further ones are told so.
-const MOST_PER_USER: usize = MOST_HELPERS / 2;
+/// Helpers of the group's members at a time, so that root and the owner always find room. Further ones are told so.
+const MOST_OF_MEMBERS: usize = MOST_HELPERS / 2;
+
+/// Helpers of one member.
+const MOST_PER_MEMBER: usize = MOST_OF_MEMBERS / 2;
 
 /// Who may use the local transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +122,7 @@ pub async fn serve(
         desk,
         seat_gone,
         watched: Watched::new(),
-        users: Users::new(MOST_PER_USER),
+        users: Users::new(MOST_PER_MEMBER, MOST_OF_MEMBERS),
         handover,
         stop: stop.clone(),
     });
@@ -131,10 +134,11 @@ pub async fn serve(
                 accept::next("the local transport", |cx| listener.poll_accept(cx)).await;
             let (stream, shared) = (Arc::new(stream), shared.clone());
             helpers.spawn(async move {
-                if let Err(error) = serve_one(stream.clone(), &shared).await {
+                let mut users_place = None;
+                if let Err(error) = serve_one(stream.clone(), &shared, &mut users_place).await {
                     debug!(%error, "a helper's connection broke");
                 }
-                close((stream, place));
+                close((stream, place, users_place));
             });
         }
     };
@@ -145,16 +149,26 @@ pub async fn serve(
 }
 
 /// Closes a connection, with all that was sent and not read: the closing of descriptors among that may take as long as who sent them
-/// likes. So it is done by a thread of its own, and the place is taken until then.
+/// likes. So it is done by a thread of its own, and the places are taken until then.
 fn close(connection: impl Send + 'static) {
     let closing = std::thread::Builder::new().name("closing".to_owned());
     // Without a thread it is closed here.
     let _ = closing.spawn(move || drop(connection));
 }
 
-async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
+async fn serve_one(
+    stream: Arc<UnixStream>,
+    shared: &Shared,
+    place: &mut Option<Place>,
+) -> io::Result<()> {
     let peer = stream.peer_cred()?;
-    let (mut reader, writer) = wire::split_without_descriptors(stream);
+    let is_member = ![0, shared.allowed.owner].contains(&peer.uid());
+    let has_room = !is_member || {
+        *place = shared.users.take(peer.uid());
+        place.is_some()
+    };
+    let charge = place.as_ref().map(|place| place.account.charge());
+    let (mut reader, writer) = wire::split_without_descriptors(stream, charge);
     if !shared.allowed.allows(peer.uid(), peer.gid(), peer.pid()) {
         info!(
             uid = peer.uid(),
@@ -163,10 +177,10 @@ async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
         let why = "this manager is for its owner, root, and the group in section `[local]` of its xpool.toml";
         return writer.send(&ToHelper::Rejected(why.to_owned())).await;
     }
-    let Some(_place) = shared.users.take(peer.uid()) else {
-        let why = format!("user {} has {MOST_PER_USER} sessions already", peer.uid());
+    if !has_room {
+        let why = "there are as many sessions of members of this group as there may be".to_owned();
         return writer.send(&ToHelper::Rejected(why)).await;
-    };
+    }
     // A client may take its time before it asks for anything: Nix connects first and then waits for its locks.
     let Some(ToManager::Open {
         slot,
@@ -176,6 +190,11 @@ async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
     else {
         return Ok(());
     };
+    // Outputs are in this manager's VMs, and so is what was named.
+    let is_anybodys = !first.fetches() && !is_named(&slot);
+    if is_anybodys && shared.handover.has_begun() {
+        return shared.leave(&mut reader, &writer).await;
+    }
     if let Some(why) = other_version(version) {
         return writer.send(&ToHelper::Rejected(why)).await;
     }
@@ -183,11 +202,6 @@ async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
         let why = format!("this manager has no slot `{}`", slot.escape_debug());
         return writer.send(&ToHelper::Rejected(why)).await;
     };
-    // Outputs are in this manager's VMs, and so is what was named.
-    let is_anybodys = !first.fetches() && !is_named(&slot);
-    if is_anybodys && shared.handover.has_begun() {
-        return shared.leave(&mut reader, &writer).await;
-    }
     let unfetched = first.fetches();
     let hook = peer.pid().and_then(Hook::of);
     let request = SessionRequest {
@@ -211,13 +225,18 @@ async fn serve_one(stream: Arc<UnixStream>, shared: &Shared) -> io::Result<()> {
     };
     ticket.set_unfetched(unfetched);
     let unfetched = ticket.unfetched();
+    // A session without a VM leaves nothing, and what breaks may.
+    let mut keeps = true;
     let (session, left) = (Session::new(ticket, writer), shared.handover.clone());
     let served = match session.run(&mut reader, is_anybodys.then_some(left)).await {
-        Ok(Served::Over) => Ok(()),
+        Ok(Served::Over { had_vm }) => {
+            keeps = had_vm;
+            Ok(())
+        }
         Ok(Served::Left(writer)) => shared.leave(&mut reader, &writer).await,
         Err(error) => Err(error),
     };
-    if let Some(hook) = hook.filter(|_| unfetched.load(Ordering::Acquire)) {
+    if let Some(hook) = hook.filter(|_| keeps && unfetched.load(Ordering::Acquire)) {
         // What it left is kept until its lease ends, or nobody can come for it any more.
         let seat_gone = shared.seat_gone.clone();
         let gone = move |(system, key, seat)| seat_gone(system, key, seat);
@@ -247,8 +266,8 @@ fn is_named(slot: &str) -> bool {
 
 /// How a session ended.
 enum Served {
-    /// It has.
-    Over,
+    /// It has, with a VM or before it had one.
+    Over { had_vm: bool },
     /// This manager has no VM for it any more, and the next one will.
     Left(Writer),
 }
@@ -261,6 +280,8 @@ struct Session {
     hop: Option<Hop>,
     /// What is on its way to the guest, until it is there.
     inputs: Option<InputsOnTheirWay>,
+    /// Whether it was given a VM.
+    had_vm: bool,
 }
 
 impl Session {
@@ -270,6 +291,7 @@ impl Session {
             writer,
             hop: None,
             inputs: None,
+            had_vm: false,
         }
     }
 
@@ -283,16 +305,16 @@ impl Session {
                     Some(SessionUpdate::Rejected(_)) if is_left() => return Ok(Served::Left(self.writer)),
                     Some(update) => self.update(update).await?,
                     // A helper that has a VM goes on without a manager; one that waits looks for another manager.
-                    None => return Ok(Served::Over),
+                    None => return Ok(self.over()),
                 },
                 message = reader.next() => match message? {
                     Some(ToManager::Report(report)) => self.report(report).await,
                     Some(ToManager::Ended { unfetched }) => {
                         self.ticket.set_unfetched(unfetched);
-                        return Ok(Served::Over);
+                        return Ok(self.over());
                     }
                     Some(ToManager::Open { .. }) => return Err(io::Error::other("a second session over one connection")),
-                    None => return Ok(Served::Over),
+                    None => return Ok(self.over()),
                 },
                 () = closed(&mut self.hop) => {
                     // It has done its duty, and its end is told once.
@@ -304,8 +326,14 @@ impl Session {
         }
     }
 
-    /// Passes a report on. None is lost: the helper waits.
+    fn over(&self) -> Served {
+        let had_vm = self.had_vm;
+        Served::Over { had_vm }
+    }
+
+    /// Passes a report on, as much of it as is kept. None is lost: the helper waits.
     async fn report(&self, report: SessionReport) {
+        let report = report.cut();
         // A helper that is killed, as Nix does with what it started, says no more than this.
         let leaves_outputs = match &report {
             SessionReport::BuildEnded(ended) => ended.failure.is_none(),
@@ -355,6 +383,7 @@ impl Session {
             limits,
         };
         self.inputs = Some(inputs);
+        self.had_vm = true;
         let Some(DetachedPort { stream, hold }) = detached else {
             let descriptors = [hop.stream.as_fd()];
             return self.writer.send_with(&message, &descriptors).await;

@@ -1,57 +1,83 @@
-//! How many helpers each user has.
+//! What each user may have of the local transport, so that others always find room.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The helpers of all users, counted.
+use crate::session::account::Account;
+
+/// What the lines may hold that one user's helpers have begun, in bytes; each of them has a small share beside.
+const MOST_HELD: usize = 64 << 20;
+
+/// Those of the group, each by a number. Root and the owner have no limit of their own.
 #[derive(Debug)]
 pub(super) struct Users {
+    /// Helpers of one member.
     most: usize,
+    /// Helpers of all members: one may be many users, in a namespace of its own.
+    most_of_all: usize,
     // A lock rather than messages: a place is given up by being dropped, which cannot wait.
-    taken: Arc<Mutex<BTreeMap<u32, usize>>>,
+    members: Arc<Mutex<BTreeMap<u32, Member>>>,
 }
 
-/// A user's place. Dropping it gives it up.
 #[derive(Debug)]
-pub(super) struct UserPlace {
+struct Member {
+    helpers: usize,
+    account: Arc<Account>,
+}
+
+/// A member's place. Dropping it gives it up.
+#[derive(Debug)]
+pub(super) struct Place {
     user: u32,
-    taken: Arc<Mutex<BTreeMap<u32, usize>>>,
+    pub(super) account: Arc<Account>,
+    members: Arc<Mutex<BTreeMap<u32, Member>>>,
 }
 
 impl Users {
-    /// So many for each user.
-    pub(super) fn new(most: usize) -> Self {
-        let taken = Arc::default();
-        Self { most, taken }
+    /// So many helpers for each member, and for all together.
+    pub(super) fn new(most: usize, most_of_all: usize) -> Self {
+        Self {
+            most,
+            most_of_all,
+            members: Arc::default(),
+        }
     }
 
-    /// One more of a user's; `None` if all are taken.
-    pub(super) fn take(&self, user: u32) -> Option<UserPlace> {
-        let mut taken = lock(&self.taken);
-        let count = taken.entry(user).or_default();
-        if *count >= self.most {
+    /// One more of a member's; `None` if all are taken.
+    pub(super) fn take(&self, user: u32) -> Option<Place> {
+        let mut members = lock(&self.members);
+        let all: usize = members.values().map(|member| member.helpers).sum();
+        let helpers = members.get(&user).map_or(0, |member| member.helpers);
+        if helpers >= self.most || all >= self.most_of_all {
             return None;
         }
-        *count += 1;
-        let taken = Arc::clone(&self.taken);
-        Some(UserPlace { user, taken })
+        let member = members.entry(user).or_insert_with(|| Member {
+            helpers: 0,
+            account: Account::new(MOST_HELD),
+        });
+        member.helpers += 1;
+        Some(Place {
+            user,
+            account: Arc::clone(&member.account),
+            members: Arc::clone(&self.members),
+        })
     }
 }
 
-impl Drop for UserPlace {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = lock(&self.taken);
-        if let Some(count) = taken.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.user);
+        let mut members = lock(&self.members);
+        if let Some(member) = members.get_mut(&self.user) {
+            member.helpers -= 1;
+            if member.helpers == 0 {
+                members.remove(&self.user);
             }
         }
     }
 }
 
-fn lock(taken: &Mutex<BTreeMap<u32, usize>>) -> MutexGuard<'_, BTreeMap<u32, usize>> {
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(members: &Mutex<BTreeMap<u32, Member>>) -> MutexGuard<'_, BTreeMap<u32, Member>> {
+    members.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -59,13 +85,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_so_many_and_others_have_theirs() {
-        let users = Users::new(2);
+    fn a_member_has_so_many_and_others_have_theirs() {
+        let users = Users::new(2, 3);
         let (one, _two) = (users.take(7).unwrap(), users.take(7).unwrap());
         assert!(users.take(7).is_none());
-        assert!(users.take(8).is_some());
+        let other = users.take(8).unwrap();
+        assert!(users.take(9).is_none(), "all together have three");
+        drop(other);
+        assert!(users.take(9).is_some());
         drop(one);
         assert!(users.take(7).is_some());
-        assert_eq!(lock(&users.taken).len(), 1);
+        assert_eq!(lock(&users.members).len(), 1);
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
@@ -17,12 +17,16 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::manager::ticket::{BuildLimits, First, SessionReport};
+use crate::session::account::Charge;
 
 /// The longest line, in bytes: the inputs of a build, a hundred thousand paths at the most.
 const LONGEST_LINE: usize = 16 << 20;
 
 /// The longest line that says what is done in a session, in bytes: a build with a thousand outputs.
 pub(super) const LONGEST_REPORT: usize = 1 << 20;
+
+/// How much of a line may be held of who makes the manager hold too much.
+const SHARE: usize = 64 << 10;
 
 /// The most descriptors of one message: a port and the hold on its VM, or the streams of a shell.
 const MOST_DESCRIPTORS: usize = 3;
@@ -93,9 +97,13 @@ pub(crate) fn split(stream: UnixStream) -> (Reader, Writer) {
 }
 
 /// Both directions of a connection to somebody who may send none. They are of no use to a manager, which would run out of them;
-/// and one whose closing takes time would hold it up.
-pub(crate) fn split_without_descriptors(stream: Arc<UnixStream>) -> (Reader, Writer) {
-    split_with(stream, Descriptors::Refused)
+/// and one whose closing takes time would hold it up. What was received of a line is charged, where there is an account.
+pub(crate) fn split_without_descriptors(
+    stream: Arc<UnixStream>,
+    charge: Option<Charge>,
+) -> (Reader, Writer) {
+    let (reader, writer) = split_with(stream, Descriptors::Refused);
+    (Reader { charge, ..reader }, writer)
 }
 
 fn split_with(stream: Arc<UnixStream>, from_there: Descriptors) -> (Reader, Writer) {
@@ -104,6 +112,7 @@ fn split_with(stream: Arc<UnixStream>, from_there: Descriptors) -> (Reader, Writ
         received: Vec::new(),
         searched: 0,
         longest: LONGEST_LINE,
+        charge: None,
         from_there,
         descriptors: VecDeque::new(),
     };
@@ -127,6 +136,7 @@ pub(crate) struct Reader {
     searched: usize,
     /// The longest line that is read.
     longest: usize,
+    charge: Option<Charge>,
     from_there: Descriptors,
     descriptors: VecDeque<OwnedFd>,
 }
@@ -144,13 +154,22 @@ impl Reader {
                 return Ok(Some(serde_json::from_slice(&line)?));
             }
             self.searched = self.received.len();
-            if self.searched > self.longest {
+            if self.searched > self.longest || self.is_too_much() {
                 return Err(io::Error::other("the other side says too much at once"));
             }
             if self.receive().await? == 0 {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether more of a long line would be too much of who sends it.
+    fn is_too_much(&mut self) -> bool {
+        let held = self.received.capacity();
+        self.charge.as_mut().is_some_and(|charge| {
+            charge.set(held);
+            held > SHARE && charge.account().is_short()
+        })
     }
 
     /// Reads no lines from now on that are longer than this, in bytes.
@@ -174,7 +193,7 @@ impl Reader {
         let read = || {
             let mut chunk = [0; 16 * 1024];
             let length = match from_there {
-                Descriptors::Taken => receive(stream, &mut chunk, RecvFlags::empty(), descriptors)?,
+                Descriptors::Taken => receive(stream, &mut chunk, descriptors)?,
                 Descriptors::Refused => receive_bytes(stream, &mut chunk)?,
             };
             received.extend_from_slice(&chunk[..length]);
@@ -188,12 +207,11 @@ impl Reader {
 fn receive(
     stream: &UnixStream,
     chunk: &mut [u8],
-    flags: RecvFlags,
     descriptors: &mut VecDeque<OwnedFd>,
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let flags = RecvFlags::CMSG_CLOEXEC;
     let message = recvmsg(stream, &mut [IoSliceMut::new(chunk)], &mut control, flags)?;
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
@@ -205,12 +223,15 @@ fn receive(
 
 /// Receives bytes that come without descriptors; an error at the first that come with some.
 fn receive_bytes(stream: &UnixStream, chunk: &mut [u8]) -> io::Result<usize> {
-    let mut descriptors = VecDeque::new();
-    // Looked at, they stay with the socket: dropping these ends nothing.
-    let length = receive(stream, chunk, RecvFlags::PEEK, &mut descriptors)?;
-    if !descriptors.is_empty() {
+    // Without room for them, the kernel makes none here, and says that it had some; looked at, they stay with the socket. To make and
+    // close one would flush it, which takes as long as a file system of the other side's likes.
+    let mut nowhere = RecvAncillaryBuffer::default();
+    let buffer = &mut [IoSliceMut::new(chunk)];
+    let message = recvmsg(stream, buffer, &mut nowhere, RecvFlags::PEEK)?;
+    if message.flags.contains(ReturnFlags::CTRUNC) {
         return Err(io::Error::other("the other side sends descriptors"));
     }
+    let length = message.bytes;
     // Not a byte more, which might come with some.
     Ok(recv(stream, &mut chunk[..length], RecvFlags::empty())?.0)
 }
@@ -264,8 +285,10 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
+    use std::time::Duration;
 
     use super::*;
+    use crate::session::account::Account;
 
     /// Where another text comes out, [`VERSION`] has to be another, unless those who know the old one understand it.
     #[test]
@@ -344,7 +367,8 @@ mod tests {
     async fn descriptors_that_nobody_wants_end_the_connection() {
         let (one, other) = UnixStream::pair().unwrap();
         let (_, writer) = split(one);
-        let (mut reader, _) = split_without_descriptors(Arc::new(other));
+        let charge = Account::unlimited().charge();
+        let (mut reader, _) = split_without_descriptors(Arc::new(other), Some(charge));
         let (_near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let message = ToManager::Ended { unfetched: true };
         writer.send(&message).await.unwrap();
@@ -352,6 +376,46 @@ mod tests {
         writer.send_with(&message, &[far.as_fd()]).await.unwrap();
         let error = reader.next::<ToManager>().await.unwrap_err();
         assert!(error.to_string().contains("sends descriptors"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_makes_the_manager_hold_too_much_has_a_share() {
+        let account = Account::new(1 << 20);
+        let mut ends = Vec::new();
+        let mut refused = 0;
+        for _ in 0..10 {
+            let (one, other) = UnixStream::pair().unwrap();
+            let (mut reader, _) =
+                split_without_descriptors(Arc::new(other), Some(account.charge()));
+            let (_, writer) = split(one);
+            let sending = tokio::spawn(async move {
+                let long = ToHelper::Waiting("x".repeat(300 << 10));
+                // Without its end it is never a message.
+                let line = serde_json::to_vec(&long).unwrap();
+                let _ = writer.stream.writable().await;
+                let mut sent = 0;
+                while sent < line.len() {
+                    writer.stream.writable().await.unwrap();
+                    match writer.stream.try_write(&line[sent..]) {
+                        Ok(n) => sent += n,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(_) => break,
+                    }
+                }
+                writer
+            });
+            let reading =
+                tokio::time::timeout(Duration::from_millis(200), reader.next::<ToManager>());
+            match reading.await {
+                Err(_) => ends.push((sending, reader)),
+                Ok(outcome) => {
+                    outcome.unwrap_err();
+                    refused += 1;
+                }
+            }
+            assert!(account.held() <= (2 << 20), "{}", account.held());
+        }
+        assert!(refused > 0 && !ends.is_empty());
     }
 
     #[tokio::test]

@@ -11,12 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::{Inbox, InboxReader, Overrun};
 use crate::session::account::Account;
 
-/// How much a client may send on a channel before it has to wait for word, in bytes. Not more: while keys are exchanged anew, russh ends a
-/// connection on which more than twice [`SMALL_WINDOW`] comes, headers included, and all of this may be under way then.
-pub(super) const WINDOW: u32 = 960 << 10;
-
-/// The same for a channel that was just opened, and for those of a client over its account's limit.
-pub(super) const SMALL_WINDOW: u32 = 512 << 10;
+/// How much a client may send on a channel before it has to wait for word, in bytes. Not less: while keys are exchanged anew, russh ends a
+/// connection on which more than twice this comes, on all channels together.
+pub(super) const WINDOW: u32 = 2 << 20;
 
 /// The same for a connection with a full inbox. Not less: with less, russh never looks again whether there is room.
 pub(super) const TRICKLE: u32 = 2;
@@ -37,7 +34,19 @@ struct ChannelState {
     writer: Option<ChannelWriteHalf<Msg>>,
     /// Cancelled when the client closes it.
     closed: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    /// One of those that its key may have; its command's, once it has one.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+/// A channel, as its one command has it.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) reader: InboxReader,
+    pub(super) writer: ChannelWriteHalf<Msg>,
+    /// Cancelled when the client has closed the channel or is gone.
+    pub(super) closed: CancellationToken,
+    /// The channel's place, which is free when the command has ended.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Channels {
@@ -55,31 +64,38 @@ impl Channels {
         self.states.len()
     }
 
+    /// Forgets channels whose command has ended: russh does not tell when a client closes one that was closed here.
+    pub(super) fn tidy(&mut self) {
+        let is_over = |state: &ChannelState| state.writer.is_none() && state.inbox.is_abandoned();
+        self.states.retain(|_, state| !is_over(state));
+    }
+
     /// Takes in a channel that the client opens.
     pub(super) fn open(&mut self, channel: Channel<Msg>, place: OwnedSemaphorePermit) {
         // Without the other half russh keeps no bytes for it: they come to the handler only.
         let (_, writer) = channel.split();
         let id = writer.id();
         let state = ChannelState {
-            inbox: Inbox::new(SMALL_WINDOW as usize, self.account.charge()),
+            inbox: Inbox::new(WINDOW as usize, self.account.charge()),
             writer: Some(writer),
             closed: CancellationToken::new(),
-            _place: place,
+            place: Some(place),
         };
         self.states.insert(id, state);
     }
 
-    /// Gives both directions of a channel to its one command; `None` if it has one already. The token is cancelled when the client
-    /// closes the channel, or with `parent`.
-    pub(super) fn begin(
-        &mut self,
-        id: ChannelId,
-        parent: &CancellationToken,
-    ) -> Option<(InboxReader, ChannelWriteHalf<Msg>, CancellationToken)> {
+    /// Gives a channel to its one command; `None` if it has one already. The token is cancelled when the client closes the channel, or
+    /// with `parent`.
+    pub(super) fn begin(&mut self, id: ChannelId, parent: &CancellationToken) -> Option<Begun> {
         let state = self.states.get_mut(&id)?;
         let writer = state.writer.take()?;
         state.closed = parent.child_token();
-        Some((state.inbox.reader(), writer, state.closed.clone()))
+        Some(Begun {
+            reader: state.inbox.reader(),
+            writer,
+            closed: state.closed.clone(),
+            place: state.place.take(),
+        })
     }
 
     /// A channel's bytes have come. Where they go; `None` if there is no such channel.
@@ -122,13 +138,8 @@ impl Channels {
     /// With all or nothing here and the handler's rest after every packet, bytes took about three times as long
     /// (`scripts/bench gateway`). Either alone cost little.
     fn window(&self) -> u32 {
-        let most = if self.account.is_short() {
-            SMALL_WINDOW
-        } else {
-            WINDOW
-        };
         let rooms = self.states.values().map(|state| state.inbox.room());
         let least = rooms.min().unwrap_or(usize::MAX);
-        u32::try_from(least).map_or(most, |room| room.clamp(TRICKLE, most))
+        u32::try_from(least).map_or(WINDOW, |room| room.clamp(TRICKLE, WINDOW))
     }
 }

@@ -107,18 +107,12 @@ impl Handler {
         let Some(login) = &mut self.login else {
             return session.channel_failure(id);
         };
-        let Some((reader, writer, closed)) = login.channels.begin(id, &self.alive) else {
+        let Some(begun) = login.channels.begin(id, &self.alive) else {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
-        let channel = relay::Channel {
-            reader,
-            writer,
-            closed,
-            charge: login.quota.account.charge(),
-        };
-        let desk = self.shared.desk.clone();
-        tokio::spawn(relay::run(channel, desk, request, promise));
+        let (charge, desk) = (login.quota.account.charge(), self.shared.desk.clone());
+        tokio::spawn(relay::run(begun, charge, desk, request, promise));
         Ok(())
     }
 
@@ -156,6 +150,15 @@ impl Handler {
     }
 }
 
+/// Waits until an inbox has its share, or for a moment: others of its key may hold less by then. Fails when the connection is to end.
+async fn wait(inbox: &Inbox, alive: &CancellationToken) -> Result<bool, russh::Error> {
+    tokio::select! {
+        () = inbox.has_its_share() => Ok(true),
+        () = tokio::time::sleep(LONG_REST) => Ok(false),
+        () = alive.cancelled() => Err(russh::Error::Disconnect),
+    }
+}
+
 impl russh::server::Handler for Handler {
     type Error = russh::Error;
 
@@ -187,8 +190,9 @@ impl russh::server::Handler for Handler {
         let Some((client, quota)) = self.client(user, key.public_key).cloned() else {
             return Ok(Auth::reject());
         };
-        // A key that has all its connections waits for one of them to end; others have theirs.
-        let Ok(connection) = quota.connections.clone().acquire_owned().await else {
+        // Not waited for: nothing else of the connection would go on, its end included.
+        let Ok(connection) = quota.connections.clone().try_acquire_owned() else {
+            tracing::warn!(peer = %self.peer, client = client.name, "refused a login: its key has all the connections that one may have");
             return Ok(Auth::reject());
         };
         self.login = Some(Login {
@@ -214,7 +218,10 @@ impl russh::server::Handler for Handler {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         let most = self.shared.config.limits.max_channels;
-        let login = self.login.as_mut();
+        let mut login = self.login.as_mut();
+        if let Some(login) = &mut login {
+            login.channels.tidy();
+        }
         let login = login.filter(|login| login.channels.len() < most);
         let place = login.and_then(|login| {
             let place = login.quota.channels.clone().try_acquire_owned().ok()?;
@@ -246,10 +253,12 @@ impl russh::server::Handler for Handler {
         data: &[u8],
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
+        let alive = self.alive.clone();
         let Some(inbox) = self.receive(id, data.len())? else {
             return Ok(());
         };
         inbox.push(data);
+        while !wait(inbox, &alive).await? {}
         if data.len() <= TRICKLE as usize && inbox.is_full() {
             let rest = if inbox.is_overfull() { LONG_REST } else { REST };
             tokio::time::sleep(rest).await;

@@ -9,6 +9,7 @@
 //! counted here a second time, and a client that sends more is cut (RFC 4254, 5.2).
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,9 @@ const FULL: usize = 2 << 20;
 
 /// From how many bytes on a client has sent a full inbox's worth in what little room there is.
 const OVERFULL: usize = FULL + WINDOW as usize;
+
+/// What a channel may hold of a key that makes the gateway hold too much, in bytes.
+const SHARE: usize = 64 << 10;
 
 /// A buffer that was larger is given back when it is empty, in bytes.
 const KEPT: usize = 256 << 10;
@@ -53,19 +57,20 @@ struct State {
     bytes: VecDeque<u8>,
     /// How many bytes the client may still send.
     window: usize,
-    /// What its key's account is charged: the bytes and the window, which may become bytes at any time.
+    /// What its key's account is charged for the bytes.
     charged: Charge,
     /// The client sends no more.
     has_ended: bool,
     /// The session reads no more.
     is_abandoned: bool,
     reader: Option<Waker>,
+    /// Who waits until it holds less.
+    filler: Option<Waker>,
 }
 
 impl Inbox {
-    /// One of a channel that was opened with a window of so many bytes, charged to its key.
-    pub(super) fn new(window: usize, mut charged: Charge) -> Self {
-        charged.set(window);
+    /// One of a channel that was opened with a window of so many bytes. What it holds is charged.
+    pub(super) fn new(window: usize, charged: Charge) -> Self {
         let state = State {
             bytes: VecDeque::new(),
             window,
@@ -73,6 +78,7 @@ impl Inbox {
             has_ended: false,
             is_abandoned: false,
             reader: None,
+            filler: None,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -91,7 +97,6 @@ impl Inbox {
         let window = state.window;
         let left = window.checked_sub(sent).ok_or(Overrun { sent, window })?;
         state.window = granted.map_or(left, |granted| granted as usize);
-        state.charge();
         Ok(())
     }
 
@@ -103,6 +108,25 @@ impl Inbox {
         }
         state.charge();
         state.wake();
+    }
+
+    /// Returns once it holds no more than its share, where its key makes the gateway hold too much. Meanwhile nothing is read of the
+    /// connection at all, which is why what a session reads now counts and not what others of the key hold. Cancel safe.
+    pub(super) async fn has_its_share(&self) {
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.is_abandoned || state.has_its_share() {
+                return Poll::Ready(());
+            }
+            state.filler = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Whether nobody reads it any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().is_abandoned
     }
 
     /// Says that the client sends no more.
@@ -134,7 +158,17 @@ impl Inbox {
 
 impl State {
     fn charge(&mut self) {
-        self.charged.set(self.bytes.len() + self.window);
+        self.charged.set(self.bytes.len());
+        if self.has_its_share()
+            && let Some(filler) = self.filler.take()
+        {
+            filler.wake();
+        }
+    }
+
+    /// Whether it holds no more than it may while its key makes the gateway hold too much.
+    fn has_its_share(&self) -> bool {
+        self.bytes.len() <= SHARE || !self.charged.account().is_short()
     }
 
     fn wake(&mut self) {
@@ -176,6 +210,8 @@ impl Drop for InboxReader {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncReadExt;
 
     use super::*;
@@ -233,18 +269,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_charged_for_what_is_unread_and_for_what_may_come() {
+    async fn a_key_is_charged_for_what_is_unread() {
         let (account, inbox) = inbox(10);
-        assert_eq!(account.held(), 10);
         let mut reader = inbox.reader();
-        inbox.count(10, Some(30)).unwrap();
         inbox.push(&[0; 10]);
-        assert_eq!(account.held(), 40);
+        assert_eq!(account.held(), 10);
         reader.read_exact(&mut [0; 4]).await.unwrap();
-        assert_eq!(account.held(), 36);
+        assert_eq!(account.held(), 6);
         drop(reader);
-        assert_eq!(account.held(), 30);
-        drop(inbox);
         assert_eq!(account.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_holds_too_much_has_a_share_for_each_channel() {
+        let account = Account::new(FULL);
+        let inbox = || Inbox::new(FULL, account.charge());
+        let (parked, busy) = (inbox(), inbox());
+        let (_parked_reader, mut reader) = (parked.reader(), busy.reader());
+        parked.push(&vec![0; FULL]);
+        busy.push(&vec![0; SHARE]);
+        busy.has_its_share().await;
+        busy.push(&[0; 1]);
+        let waiting = tokio::time::timeout(Duration::from_secs(60), busy.has_its_share());
+        waiting.await.unwrap_err();
+        // What others hold is not waited for.
+        let reading = tokio::spawn(async move {
+            reader.read_exact(&mut [0; 1]).await.unwrap();
+            reader
+        });
+        busy.has_its_share().await;
+        reading.await.unwrap();
+        parked.push(&[0; 1]);
+        let waiting = tokio::time::timeout(Duration::from_secs(60), parked.has_its_share());
+        waiting.await.unwrap_err();
     }
 }

@@ -99,8 +99,8 @@ pub struct Limits {
     pub max_channels: usize,
     /// Channels of all connections of one key. Further ones are refused.
     pub max_channels_per_key: usize,
-    /// What the clients of one key may make the gateway hold, in bytes, before they are slowed down: what they have sent and nobody has
-    /// read, and what they may send.
+    /// What the clients of one key may make the gateway hold, in bytes, of what they have sent and nobody has read. Beyond, each of their
+    /// channels has a small share.
     pub max_held_per_key: usize,
     /// How long a silent connection waits until it is asked for a sign of life. It ends after ten of these without one.
     pub keepalive: Duration,

@@ -12,7 +12,7 @@ use crate::session::account::Account;
 pub(super) struct Quota {
     /// What its clients make the gateway hold.
     pub(super) account: Arc<Account>,
-    /// The connections that it may still open. A further one waits for its login.
+    /// The connections that it may still open. Further logins are refused.
     pub(super) connections: Arc<Semaphore>,
     /// The channels that it may still open. Further ones are refused.
     pub(super) channels: Arc<Semaphore>,

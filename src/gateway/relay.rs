@@ -5,9 +5,8 @@ use std::time::Duration;
 use russh::ChannelWriteHalf;
 use russh::server::Msg;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use super::inbox::InboxReader;
+use super::channels::Begun;
 use crate::manager::ticket::{SessionDesk, SessionRequest};
 use crate::nix::handshake::Promise;
 use crate::session::account::Charge;
@@ -22,29 +21,19 @@ pub(super) const FAILED: u32 = 1;
 /// How long a client may take to let itself be told. One that reads nothing is not told.
 const TELLING: Duration = Duration::from_secs(2);
 
-/// Both directions of a channel.
-#[derive(Debug)]
-pub(super) struct Channel {
-    pub(super) reader: InboxReader,
-    pub(super) writer: ChannelWriteHalf<Msg>,
-    /// Cancelled when the client has closed it or is gone.
-    pub(super) closed: CancellationToken,
-    /// For what the session holds beside.
-    pub(super) charge: Charge,
-}
-
-/// Serves a session on a channel until it ends or the client has closed it.
+/// Serves a session on a channel until it ends or the client has closed it. What the session holds beside is charged.
 pub(super) async fn run(
-    channel: Channel,
+    channel: Begun,
+    charge: Charge,
     desk: SessionDesk,
     request: SessionRequest,
     promise: Promise,
 ) {
-    let Channel {
+    let Begun {
         reader,
         writer,
         closed,
-        charge,
+        place: _place,
     } = channel;
     let (slot, client) = (request.slot.clone(), request.client.clone());
     let session = session::serve(

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::channels::SMALL_WINDOW;
+use super::channels::WINDOW;
 use crate::config::keys::KEY_KINDS;
 use russh::keys::PrivateKey;
 use russh::server::Config;
@@ -32,7 +32,7 @@ pub(super) fn config(host_key: &PrivateKey, keepalive: Duration) -> Config {
         auth_rejection_time: REFUSAL,
         auth_rejection_time_initial: Some(FIRST_REFUSAL),
         max_auth_attempts: 6,
-        window_size: SMALL_WINDOW,
+        window_size: WINDOW,
         // What a session may write before the connection's task has its turn, in packets of at most 32 KiB.
         event_buffer_size: 32,
         keys: vec![host_key.clone()],

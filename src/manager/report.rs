@@ -70,7 +70,7 @@ pub struct BuildEnded {
 impl SessionReport {
     /// As much of it as is kept: who reports may be somebody else's program.
     #[must_use]
-    pub(super) fn cut(mut self) -> Self {
+    pub fn cut(mut self) -> Self {
         match &mut self {
             Self::Activity(activity) => cut(activity, MAX_LINE),
             Self::BuildBegan(began) => {

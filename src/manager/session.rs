@@ -153,7 +153,7 @@ pub(super) async fn watch_session(
         let Ok(place) = room.clone().acquire_owned().await else {
             break;
         };
-        tell(SessionNews::Report(report.cut(), place));
+        tell(SessionNews::Report(report, place));
     }
     updates.closed().await;
     tell(SessionNews::Dropped);

@@ -197,7 +197,7 @@ impl Reports {
         }
     }
 
-    /// Returns when there is room. There is none only while the manager is busy with one event.
+    /// Returns when there is room. There is none while the manager has not heard what was said before.
     pub async fn room(&self) {
         let _ = self.0.reserve().await;
     }

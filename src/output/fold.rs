@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Printer;
+use super::say_after;
 
 /// Whose log it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,6 @@ impl LogKind {
 /// A part of a log, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Fold {
-    printer: Printer,
     kind: LogKind,
     name: &'static str,
     title: &'static str,
@@ -52,15 +51,10 @@ pub struct Fold {
 
 impl Fold {
     /// Begins a part; `name` has letters and `_` only.
-    pub fn begin(printer: Printer, kind: LogKind, name: &'static str, title: &'static str) -> Self {
-        let fold = Self {
-            printer,
-            kind,
-            name,
-            title,
-        };
+    pub fn begin(kind: LogKind, name: &'static str, title: &'static str) -> Self {
+        let fold = Self { kind, name, title };
         if let Some([begin, _]) = fold.lines() {
-            printer.say(&begin);
+            say_after(&begin, "");
         }
         fold
     }
@@ -75,7 +69,7 @@ impl Fold {
 impl Drop for Fold {
     fn drop(&mut self) {
         if let Some([_, end]) = self.lines() {
-            self.printer.say(&end);
+            say_after(&end, "");
         }
     }
 }

@@ -56,7 +56,7 @@ impl Printer {
 
     /// Prints a log as data, piece by piece.
     pub fn log(self) -> LogPrinter {
-        LogPrinter(std::io::stdout().is_terminal().then(LogText::default))
+        LogPrinter::default()
     }
 
     /// Prints data in the place of what was printed so before, on a terminal, and after it elsewhere.
@@ -108,24 +108,21 @@ impl Printer {
     }
 }
 
-/// Says a text after words of our own.
+/// Says a text after words of our own, which a terminal or a CI may obey.
 fn say_after(own: &str, text: &str) {
     // Without a stderr there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{own}{}", plain::lines(text));
 }
 
-/// Prints a log: as it is, but on a terminal without what a terminal would obey.
-#[derive(Debug)]
-pub struct LogPrinter(Option<LogText>);
+/// Prints a log without what a terminal would obey: what is printed may come to one by way of `tail`.
+#[derive(Debug, Default)]
+pub struct LogPrinter(LogText);
 
 impl LogPrinter {
     /// Prints the next piece.
     pub fn print(&mut self, piece: &[u8]) {
-        let mut stdout = std::io::stdout();
-        let printed = match &mut self.0 {
-            Some(text) => stdout.write_all(text.add(piece).as_bytes()),
-            None => stdout.write_all(piece),
-        };
+        let (mut stdout, text) = (std::io::stdout(), self.0.add(piece));
+        let printed = stdout.write_all(text.as_bytes());
         let _ = printed.and_then(|()| stdout.flush());
     }
 }

@@ -1,7 +1,7 @@
-//! What the sessions of one client make this process hold: bytes that nobody has read, room that was promised, requests that are looked at.
+//! What the sessions of one client make this process hold: bytes that nobody has read, requests that are looked at.
 //!
-//! A client over its limit is slowed down, not refused: its channels get little room at a time, and its first requests are not kept
-//! to be looked at.
+//! A client over its limit is slowed down, not refused: each of its channels has a small share, and its first requests are not kept to
+//! be looked at.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -38,6 +38,11 @@ pub(super) fn is_alive(folder: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether it may run: as far as can be told, or it is one of before there was such a file.
+pub(super) fn may_be_alive(folder: &Path) -> bool {
+    is_alive(folder).unwrap_or(false) || !folder.join(ALIVE).exists()
+}
+
 /// The processes that have such a file of this folder, or of one below it, as their standard input, removed or not. Those of other
 /// users cannot be seen, and have none.
 pub(super) fn processes(folder: &Path) -> io::Result<Vec<Pid>> {
@@ -59,8 +64,13 @@ pub(super) fn processes(folder: &Path) -> io::Result<Vec<Pid>> {
 
 /// Whether a process is one of a folder's, which the kernel names like this.
 pub(super) fn is_one(pid: Pid, folder: &Path) -> bool {
-    // Fails for one that has ended, and for those of others.
-    let input = fs::read_link(format!("/proc/{}/fd/0", pid.as_raw_nonzero())).unwrap_or_default();
+    let process = format!("/proc/{}", pid.as_raw_nonzero());
+    // Root can look at those of others.
+    let owner = fs::metadata(&process).ok().map(|process| process.uid());
+    if owner != Some(rustix::process::geteuid().as_raw()) {
+        return false;
+    }
+    let input = fs::read_link(process + "/fd/0").unwrap_or_default();
     let name = input.file_name().and_then(|name| name.to_str());
     let is_ours = name.is_some_and(|name| name.strip_suffix(" (deleted)").unwrap_or(name) == ALIVE);
     is_ours && input.starts_with(folder)

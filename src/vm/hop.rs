@@ -1,6 +1,6 @@
 //! A hop: an open session into a guest's nix-daemon, and the pump that carries its bytes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ pub(super) struct PortOnRequest {
     request: oneshot::Sender<oneshot::Sender<UnixStream>>,
     /// The VM's private folder.
     folder: PathBuf,
+    slot: u32,
 }
 
 /// A guest's port itself, for another process to go on with. Closing it closes the hop.
@@ -54,47 +55,63 @@ pub struct DetachedPort {
     pub hold: File,
 }
 
-/// The file in a VM's private folder on which there is a lock while a process other than the manager uses the VM.
-const HOLD: &str = "held";
+/// How the files in a VM's private folder begin, one for each slot, on which there is a lock while a process other than the manager uses
+/// the slot.
+const HOLD: &str = "held.";
 
 /// Locks a VM's folder for a process that goes on with one of its ports. The lock belongs to the open file, and so to whoever
-/// is given it. Nothing can be written by it: it is on its owner's disk.
-pub(super) fn hold(folder: &Path) -> io::Result<File> {
-    let made = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(folder.join(HOLD));
-    drop(made?);
-    let file = open_hold(folder)?;
+/// is given it. Nothing can be written by it: it is on its owner's disk. It is made anew, as who had the slot before may keep the
+/// one before.
+pub(super) fn hold(folder: &Path, slot: u32) -> io::Result<File> {
+    let path = folder.join(format!("{HOLD}{slot}"));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    drop(
+        options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?,
+    );
+    let file = File::open(&path)?;
     flock(&file, FlockOperation::NonBlockingLockShared)?;
     Ok(file)
 }
 
 /// Whether some process holds a VM.
 pub(super) fn is_held(folder: &Path) -> io::Result<bool> {
-    let file = match open_hold(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        opened => opened?,
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(HOLD) && is_locked(&entry.path())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_locked(path: &Path) -> io::Result<bool> {
+    match flock(&File::open(path)?, FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
         locked => locked.map(|()| false).map_err(io::Error::from),
     }
-}
-
-fn open_hold(folder: &Path) -> io::Result<File> {
-    File::open(folder.join(HOLD))
 }
 
 impl PortOnRequest {
     /// For a port of the VM whose private folder this is; the other end hears of the request.
     pub(super) fn channel(
         folder: PathBuf,
+        slot: u32,
     ) -> (Self, oneshot::Receiver<oneshot::Sender<UnixStream>>) {
         let (request, requested) = oneshot::channel();
-        (Self { request, folder }, requested)
+        let port = Self {
+            request,
+            folder,
+            slot,
+        };
+        (port, requested)
     }
 }
 
@@ -120,10 +137,16 @@ impl Hop {
     /// the port and all that it had sent can be read from it; and dropping it says that the port is not used any more.
     /// `None` where there is no other way into the guest than over the hop.
     pub async fn detach(&mut self) -> anyhow::Result<Option<DetachedPort>> {
-        let Some(PortOnRequest { request, folder }) = self.port.take() else {
+        let Some(port) = self.port.take() else {
             return Ok(None);
         };
-        let hold = hold(&folder).with_context(|| format!("locking `{}`", folder.display()))?;
+        let PortOnRequest {
+            request,
+            folder,
+            slot,
+        } = port;
+        let hold =
+            hold(&folder, slot).with_context(|| format!("locking `{}`", folder.display()))?;
         let (reply, stream) = oneshot::channel();
         // Without somebody to answer the VM is gone.
         let _ = request.send(reply);

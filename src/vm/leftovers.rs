@@ -25,8 +25,8 @@ const KILL_DEADLINE: Timespec = Timespec {
 /// off.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long a VM of an earlier manager's may be held: longer than builds take, and an end to who lets go of nothing.
-const LONGEST_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a VM of an earlier manager's may be held: an end to who lets go of nothing, and to builds that take longer.
+const LONGEST_HOLD: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 /// What was left.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub struct HeldVm {
 }
 
 impl HeldVm {
-    /// Returns when nobody uses it any more, or has for a day. Cancel safe.
+    /// Returns when nobody uses it any more, or somebody has for three days. Cancel safe.
     pub async fn unused(&self) -> Result<()> {
         let unused = async {
             while hop::is_held(&self.folder)? {
@@ -71,13 +71,16 @@ pub async fn clean(vms: &Path) -> Result<Left> {
     for entry in fs::read_dir(vms).with_context(|| format!("reading `{}`", vms.display()))? {
         let path = entry?.path();
         // What cannot be told to be held is not: it is no VM's folder, or it is broken.
-        let is_held = hop::is_held(&path).unwrap_or(false);
-        if is_held && alive::is_alive(&path).unwrap_or(false) {
+        if hop::is_held(&path).unwrap_or(false) && alive::may_be_alive(&path) {
             warn!(folder = %path.display(), "a VM of an earlier manager is still used; it ends when it is not");
             left.held.push(HeldVm { folder: path });
             continue;
         }
         left.ended += end_all(&path).await?;
+        if alive::is_alive(&path).unwrap_or(false) {
+            warn!(folder = %path.display(), "a process that cannot be seen from here runs in a VM's folder, which stays");
+            continue;
+        }
         remove(&path)?;
     }
     // Those whose folder somebody has removed.

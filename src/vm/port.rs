@@ -153,7 +153,7 @@ impl Port {
             Ok(()) => {
                 let (user, far) = UnixStream::pair().context("making a pair of sockets")?;
                 let folder = self.socket.parent().context("the port is in no folder")?;
-                let (port, wanted) = PortOnRequest::channel(folder.to_owned());
+                let (port, wanted) = PortOnRequest::channel(folder.to_owned(), self.slot);
                 tokio::spawn(self.carry(far, stream, wanted, session, permit));
                 Ok(Hop::of_port(user, port))
             }

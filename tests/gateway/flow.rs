@@ -7,7 +7,9 @@ use tokio::time::timeout;
 
 use crate::apart::Apart;
 use crate::fake::{Role, answer, counting, wish};
-use crate::rig::{NixClient, within};
+use crate::rig::{NixClient, Rig, SLOT, within};
+use xpool::gateway::Limits;
+use xpool::nix::wire::Version;
 
 /// What bytes under way may add to the gateway's memory, in KiB: several times what its buffers hold, a small part of what is
 /// sent.
@@ -74,4 +76,47 @@ async fn a_guest_that_does_not_read_costs_little_memory_and_loses_nothing() {
     drop(within(sending).await.unwrap().unwrap());
     let grown = apart.memory_kib("VmHWM") - before;
     assert!(grown <= MOST_GROWTH_KIB, "{grown} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_makes_the_gateway_hold_too_much_waits_and_its_connections_can_be_cut() {
+    let limits = Limits {
+        max_held_per_key: 0,
+        ..Limits::default()
+    };
+    let mut rig = Rig::with(limits, Version::PROMISED).await;
+    let (mut parked, _session) = rig.parked().await;
+    let mut stdin = parked.ssh.stdin.take().unwrap();
+    let mut sending = tokio::spawn(async move {
+        let _ = stdin.write_all(&vec![0; SENT]).await;
+    });
+    let stuck = timeout(STILL, &mut sending).await;
+    assert!(stuck.is_err(), "the gateway took everything");
+    // Another one of the key has its share.
+    let (_other, _its_session) = rig.parked().await;
+    rig.stop.cancel();
+    within(rig.ended).await.unwrap().unwrap();
+    within(sending).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_leaves_connections_to_others() {
+    let limits = Limits {
+        max_connections: 4,
+        ..Limits::default()
+    };
+    let mut rig = Rig::with(limits, Version::PROMISED).await;
+    let mut parked = Vec::new();
+    for _ in 0..3 {
+        parked.push(rig.parked().await);
+    }
+    let fourth = within(rig.ssh(SLOT).arg("nix-daemon --stdio").output())
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&fourth.stderr);
+    assert!(said.contains("Permission denied"), "{said}");
+    let alice = rig.alices.client_file();
+    let _other = within(rig.client_with(&alice)).await;
+    parked.pop();
+    drop(within(rig.client()).await);
 }

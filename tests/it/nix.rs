@@ -95,7 +95,7 @@ fn written_by_root(host: &Value) -> String {
         .as_str()
         .and_then(|command| command.split_once(" machines --write-to /run/xpool-nix "))
         .unwrap();
-    assert!(program.starts_with("+/nix/store/"), "{program}");
+    assert!(program.starts_with("-+/nix/store/"), "{program}");
     for read in [&host["builders"], &host["ssh"]] {
         let text = read.as_str().unwrap_or_default();
         assert!(!text.contains("/var/"), "{text}");

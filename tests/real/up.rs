@@ -78,7 +78,7 @@ fn assert_nothing_is_passed_on(installation: &Installation) {
             .lines()
             .find(|line| line.starts_with("Max core file size"));
         let cores: Vec<&str> = cores.unwrap().split_whitespace().skip(4).collect();
-        assert_eq!(cores, ["0", "0", "bytes"]);
+        assert_eq!(cores, ["1", "1", "bytes"]);
     }
     assert_eq!(fs::read(format!("/proc/{qemu}/environ")).unwrap(), b"");
     let score = fs::read_to_string(format!("/proc/{qemu}/oom_score_adj")).unwrap();

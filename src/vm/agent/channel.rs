@@ -28,11 +28,8 @@ pub(super) enum AgentError {
     Refused(String),
     #[error("the guest agent sent a line of more than {LINE_LIMIT} bytes")]
     LineTooLong,
-    #[error("the guest agent sent `{said}`, which is no reply to that")]
-    NoReplyToThat {
-        said: String,
-        source: serde_json::Error,
-    },
+    #[error("the guest agent sent `{0}`, which is no reply to that")]
+    NoReplyToThat(String),
     #[error("the guest agent's connection ended")]
     Ended,
     #[error("the guest agent's connection broke")]
@@ -113,10 +110,8 @@ fn reply<T: DeserializeOwned>(line: &[u8]) -> Result<T, AgentError> {
     match serde_json::from_slice(line) {
         Ok(Reply::Return(value)) => Ok(value),
         Ok(Reply::Error(refusal)) => Err(AgentError::Refused(quoted(refusal.desc.as_bytes()))),
-        Err(source) => {
-            let said = quoted(line);
-            Err(AgentError::NoReplyToThat { said, source })
-        }
+        // The parser's own words have pieces of the line.
+        Err(_) => Err(AgentError::NoReplyToThat(quoted(line))),
     }
 }
 
@@ -141,6 +136,6 @@ pub async fn hear_agent(said: &[u8], id: i64) -> String {
     };
     match heard.await {
         Ok(status) => quoted(&status.out_data.unwrap_or_default()),
-        Err(error) => error.to_string(),
+        Err(error) => format!("{:#}", anyhow::Error::from(error)),
     }
 }

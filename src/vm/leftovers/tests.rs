@@ -67,7 +67,7 @@ async fn a_vm_whose_folder_was_removed_is_ended() {
     let (folder, mut child) = vm(vms.path(), "x");
     fs::remove_dir_all(&folder).unwrap();
     let (other, other_child) = vm(vms.path(), "y");
-    let hold = hop::hold(&other).unwrap();
+    let hold = hop::hold(&other, 0).unwrap();
     let left = clean(vms.path()).await.unwrap();
     assert_eq!((left.ended, left.held.len()), (1, 1));
     child.wait().unwrap();
@@ -79,16 +79,39 @@ async fn a_vm_whose_folder_was_removed_is_ended() {
 fn nothing_can_be_written_by_a_hold() {
     use std::io::Write as _;
     let folder = tempfile::tempdir().unwrap();
-    let mut hold = hop::hold(folder.path()).unwrap();
+    let mut hold = hop::hold(folder.path(), 0).unwrap();
     hold.write_all(b"x").unwrap_err();
     assert!(hop::is_held(folder.path()).unwrap());
 }
 
+#[test]
+fn who_keeps_a_hold_keeps_nobody_from_the_slot() {
+    use rustix::fs::{FlockOperation, flock};
+    let folder = tempfile::tempdir().unwrap();
+    let kept = hop::hold(folder.path(), 0).unwrap();
+    flock(&kept, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let next = hop::hold(folder.path(), 0).unwrap();
+    assert!(hop::is_held(folder.path()).unwrap());
+    drop(next);
+    assert!(!hop::is_held(folder.path()).unwrap());
+}
+
+#[tokio::test]
+async fn a_vm_of_before_there_were_locks_stays_while_it_is_held() {
+    let vms = tempfile::tempdir().unwrap();
+    let folder = vms.path().join("x");
+    fs::create_dir(&folder).unwrap();
+    let _users = hop::hold(&folder, 0).unwrap();
+    let left = clean(vms.path()).await.unwrap();
+    assert_eq!((left.ended, left.held.len()), (0, 1));
+    assert!(folder.exists());
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_vm_is_not_held_for_longer_than_a_day() {
+async fn a_vm_is_not_held_for_ever() {
     let vms = tempfile::tempdir().unwrap();
     let (_, mut child) = vm(vms.path(), "x");
-    let _users = hop::hold(&vms.path().join("x")).unwrap();
+    let _users = hop::hold(&vms.path().join("x"), 0).unwrap();
     let held = clean(vms.path()).await.unwrap().held.pop().unwrap();
     held.unused().await.unwrap();
     held.end().await.unwrap();
@@ -99,7 +122,7 @@ async fn a_vm_is_not_held_for_longer_than_a_day() {
 async fn a_vm_that_is_held_ends_when_it_is_not() {
     let vms = tempfile::tempdir().unwrap();
     let (folder, mut child) = vm(vms.path(), "x");
-    let users = hop::hold(&folder).unwrap();
+    let users = hop::hold(&folder, 0).unwrap();
     let mut left = clean(vms.path()).await.unwrap();
     let held = left.held.pop().unwrap();
     assert!(is_running(&mut child));
