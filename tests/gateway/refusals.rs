@@ -3,6 +3,8 @@
 use russh::ChannelMsg;
 
 use crate::rig::{Rig, SLOT, within};
+use xpool::gateway::Limits;
+use xpool::nix::wire::Version;
 
 /// Runs a command by `ssh`; its exit status and what it says.
 async fn run(rig: &Rig, options: &[&str]) -> (Option<i32>, String) {
@@ -125,4 +127,39 @@ async fn forwarding_fails() {
             .is_err(),
         "from a socket"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_may_have_one_command_after_another_without_end() {
+    let limits = Limits {
+        max_channels: 2,
+        max_channels_per_key: 2,
+        ..Limits::default()
+    };
+    let rig = Rig::with(limits, Version::PROMISED).await;
+    let path = rig.folder.path().join("master");
+    let shared = |more: &[&str]| {
+        let mut command = rig.ssh(SLOT);
+        command.arg("-S").arg(&path).args(more);
+        command
+    };
+    let mut master = shared(&["-M", "-N"]).spawn().unwrap();
+    within(async {
+        while !shared(&["-O", "check"])
+            .output()
+            .await
+            .unwrap()
+            .status
+            .success()
+        {}
+    })
+    .await;
+    // Each is closed by the gateway first, which russh tells nobody.
+    for _ in 0..6 {
+        let said = within(shared(&["ls"]).output()).await.unwrap();
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("xpool: "), "{said}");
+    }
+    master.start_kill().unwrap();
+    within(master.wait()).await.unwrap();
 }
