@@ -153,6 +153,8 @@ impl Handler {
 /// Waits until an inbox has its share, or for a moment: others of its key may hold less by then. Fails when the connection is to end.
 async fn wait(inbox: &Inbox, alive: &CancellationToken) -> Result<bool, russh::Error> {
     tokio::select! {
+        // First: for most packets no timer is needed.
+        biased;
         () = inbox.has_its_share() => Ok(true),
         () = tokio::time::sleep(LONG_REST) => Ok(false),
         () = alive.cancelled() => Err(russh::Error::Disconnect),
