@@ -19,9 +19,10 @@ format() {
     for package in . tests/fuzz tests/pool; do cargo fmt --check --manifest-path "$package/Cargo.toml" || return; done
 }
 
-# Those without VMs; built with the feature that the others need, so that scripts/test builds xpool once for both.
+# Those without VMs; built with the feature that the others need, so that scripts/test builds xpool once for both. nextest ends one that
+# hangs and names it.
 tests() {
-    cargo test --quiet --locked --features real-vm --lib --bins --test it --test gateway &&
+    cargo nextest run --profile check --locked --features real-vm --lib --bins --test it --test gateway --no-input-handler &&
         cargo test --quiet --locked --features real-vm --doc
 }
 
@@ -54,6 +55,7 @@ deny() {
 
 install_rust
 install_check_tools
+install_nextest
 check format format
 check clippy cargo clippy --quiet --all-targets --all-features --locked -- -D warnings
 check tests tests

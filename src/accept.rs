@@ -1,4 +1,4 @@
-//! Accepting connections, however often that fails.
+//! Accepting connections, however often that fails, and from whom.
 
 use std::future::poll_fn;
 use std::io;
@@ -26,4 +26,9 @@ pub async fn next<T>(
             }
         }
     }
+}
+
+/// Whether a peer is this process's user or root.
+pub fn is_owner(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
 }

@@ -8,6 +8,7 @@ pub mod helper;
 mod hook;
 pub mod place;
 pub mod server;
+mod session;
 pub mod stdio;
 mod users;
 pub(crate) mod wire;

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -14,26 +12,20 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::hook::{Hook, Watched};
-use super::users::{Place, Users};
+use super::session::{Ended, Session};
+use super::users::{Gate, Place};
 use super::wire::{self, Reader, ToHelper, ToManager, Writer};
 use crate::accept;
 use crate::activation::Handover;
-use crate::manager::ticket::{
-    Grant, InputsOnTheirWay, SessionDesk, SessionReport, SessionRequest, SessionTicket,
-    SessionUpdate, Share,
-};
+use crate::manager::ticket::{First, SessionDesk, SessionRequest, Share};
 use crate::nix::System;
 use crate::nix::slot::{Slot, SlotName};
-use crate::vm::{DetachedPort, Hop};
 
 /// Helpers at a time. Further ones wait in the listener's backlog.
 const MOST_HELPERS: usize = 2048;
 
 /// Helpers of the group's members at a time, so that root and the owner always find room. Further ones are told so.
 const MOST_OF_MEMBERS: usize = MOST_HELPERS / 2;
-
-/// Helpers of one member.
-const MOST_PER_MEMBER: usize = MOST_OF_MEMBERS / 2;
 
 /// Who may use the local transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +58,12 @@ pub type SeatGone = dyn Fn(System, String, String) + Send + Sync;
 
 /// What all helpers share.
 struct Shared {
-    allowed: Allowed,
+    gate: Gate,
     slots: BTreeMap<String, System>,
     desk: SessionDesk,
     seat_gone: Arc<SeatGone>,
     /// Where outputs are kept: a system, a key, a seat.
     watched: Watched<(System, String, String)>,
-    users: Users,
     handover: Handover,
     stop: CancellationToken,
 }
@@ -87,6 +78,17 @@ impl Shared {
             }) => self.slots.values().copied().find(|known| *known == system),
             _ => self.slots.get(slot).copied(),
         }
+    }
+}
+
+impl Shared {
+    /// The system of a slot that a helper of this version asks for; what it is told otherwise.
+    fn system_for(&self, slot: &str, version: Option<u32>) -> Result<System, String> {
+        if let Some(why) = other_version(version) {
+            return Err(why);
+        }
+        let missing = || format!("this manager has no slot `{}`", slot.escape_debug());
+        self.system(slot).ok_or_else(missing)
     }
 }
 
@@ -117,12 +119,11 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let shared = Arc::new(Shared {
-        allowed,
+        gate: Gate::new(allowed, MOST_OF_MEMBERS),
         slots,
         desk,
         seat_gone,
         watched: Watched::new(),
-        users: Users::new(MOST_PER_MEMBER, MOST_OF_MEMBERS),
         handover,
         stop: stop.clone(),
     });
@@ -156,29 +157,25 @@ fn close(connection: impl Send + 'static) {
     let _ = closing.spawn(move || drop(connection));
 }
 
+/// Serves a helper: who it is, what it asks for, its session, and what that leaves.
 async fn serve_one(
     stream: Arc<UnixStream>,
     shared: &Shared,
     place: &mut Option<Place>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?;
-    let is_member = ![0, shared.allowed.owner].contains(&peer.uid());
-    let has_room = !is_member || {
-        *place = shared.users.take(peer.uid());
-        place.is_some()
+    let admitted = shared.gate.admit(peer.uid(), peer.gid(), peer.pid());
+    let refusal = match admitted {
+        Ok(given) => {
+            *place = given;
+            None
+        }
+        Err(refused) => Some(refused.to_string()),
     };
     let charge = place.as_ref().map(|place| place.account.charge());
     let (mut reader, writer) = wire::split_without_descriptors(stream, charge);
-    if !shared.allowed.allows(peer.uid(), peer.gid(), peer.pid()) {
-        info!(
-            uid = peer.uid(),
-            "refused a user who may not use this manager"
-        );
-        let why = "this manager is for its owner, root, and the group in section `[local]` of its xpool.toml";
-        return writer.send(&ToHelper::Rejected(why.to_owned())).await;
-    }
-    if !has_room {
-        let why = "there are as many sessions of members of this group as there may be".to_owned();
+    if let Some(why) = refusal {
+        info!(uid = peer.uid(), why, "refused a user");
         return writer.send(&ToHelper::Rejected(why)).await;
     }
     // A client may take its time before it asks for anything: Nix connects first and then waits for its locks.
@@ -190,32 +187,21 @@ async fn serve_one(
     else {
         return Ok(());
     };
+    // All that it says from now on is short.
+    reader.shorten(wire::LONGEST_REPORT);
     // Outputs are in this manager's VMs, and so is what was named.
     let is_anybodys = !first.fetches() && !is_named(&slot);
     if is_anybodys && shared.handover.has_begun() {
         return shared.leave(&mut reader, &writer).await;
     }
-    if let Some(why) = other_version(version) {
-        return writer.send(&ToHelper::Rejected(why)).await;
-    }
-    let Some(system) = shared.system(&slot) else {
-        let why = format!("this manager has no slot `{}`", slot.escape_debug());
-        return writer.send(&ToHelper::Rejected(why)).await;
+    let system = match shared.system_for(&slot, version) {
+        Ok(system) => system,
+        Err(why) => return writer.send(&ToHelper::Rejected(why)).await,
     };
     let unfetched = first.fetches();
     let hook = peer.pid().and_then(Hook::of);
-    let request = SessionRequest {
-        system,
-        seat: hook.map_or_else(|| slot.clone(), |hook| hook.seat(&slot)),
-        slot,
-        client: format!("local, uid {}", peer.uid()),
-        key: format!("uid {}", peer.uid()),
-        share: Share::Host,
-        first,
-    };
-    // All that it says from now on is short.
-    reader.shorten(wire::LONGEST_REPORT);
-    let (key, seat) = (request.key.clone(), request.seat.clone());
+    let request = request(system, slot, first, peer.uid(), hook);
+    let left = (system, request.key.clone(), request.seat.clone());
     let ticket = match shared.desk.open(request).await {
         Ok(ticket) => ticket,
         Err(_) if is_anybodys && shared.handover.has_begun() => {
@@ -225,24 +211,40 @@ async fn serve_one(
     };
     ticket.set_unfetched(unfetched);
     let unfetched = ticket.unfetched();
-    // A session without a VM leaves nothing, and what breaks may.
-    let mut keeps = true;
-    let (session, left) = (Session::new(ticket, writer), shared.handover.clone());
-    let served = match session.run(&mut reader, is_anybodys.then_some(left)).await {
-        Ok(Served::Over { had_vm }) => {
-            keeps = had_vm;
-            Ok(())
-        }
-        Ok(Served::Left(writer)) => shared.leave(&mut reader, &writer).await,
-        Err(error) => Err(error),
-    };
-    if let Some(hook) = hook.filter(|_| keeps && unfetched.load(Ordering::Acquire)) {
+    let handover = is_anybodys.then(|| shared.handover.clone());
+    let ended = Session::new(ticket, writer)
+        .run(&mut reader, handover)
+        .await;
+    // A session without a VM leaves nothing, and one whose connection broke may.
+    let may_leave = !matches!(ended, Ok(Ended::Over { had_vm: false } | Ended::Left(_)));
+    if let Some(hook) = hook.filter(|_| may_leave && unfetched.load(Ordering::Acquire)) {
         // What it left is kept until its lease ends, or nobody can come for it any more.
         let seat_gone = shared.seat_gone.clone();
         let gone = move |(system, key, seat)| seat_gone(system, key, seat);
-        shared.watched.keep(hook, (system, key, seat), gone);
+        shared.watched.keep(hook, left, gone);
     }
-    served
+    match ended? {
+        Ended::Over { .. } => Ok(()),
+        Ended::Left(writer) => shared.leave(&mut reader, &writer).await,
+    }
+}
+
+fn request(
+    system: System,
+    slot: String,
+    first: First,
+    user: u32,
+    hook: Option<Hook>,
+) -> SessionRequest {
+    SessionRequest {
+        system,
+        seat: hook.map_or_else(|| slot.clone(), |hook| hook.seat(&slot)),
+        slot,
+        client: format!("local, uid {user}"),
+        key: format!("uid {user}"),
+        share: Share::Host,
+        first,
+    }
 }
 
 /// Why a helper cannot be served, if it speaks another version.
@@ -262,152 +264,4 @@ fn other_version(helper: Option<u32>) -> Option<String> {
 /// Whether a slot is that of one certain VM.
 fn is_named(slot: &str) -> bool {
     SlotName::parse(slot).is_some_and(|name| matches!(name.slot, Slot::Vm(_)))
-}
-
-/// How a session ended.
-enum Served {
-    /// It has, with a VM or before it had one.
-    Over { had_vm: bool },
-    /// This manager has no VM for it any more, and the next one will.
-    Left(Writer),
-}
-
-/// A helper's session, as the manager's end keeps it.
-struct Session {
-    ticket: SessionTicket,
-    writer: Writer,
-    /// Once it has a VM. Ends when the guest has closed the port.
-    hop: Option<Hop>,
-    /// What is on its way to the guest, until it is there.
-    inputs: Option<InputsOnTheirWay>,
-    /// Whether it was given a VM.
-    had_vm: bool,
-}
-
-impl Session {
-    fn new(ticket: SessionTicket, writer: Writer) -> Self {
-        Self {
-            ticket,
-            writer,
-            hop: None,
-            inputs: None,
-            had_vm: false,
-        }
-    }
-
-    /// Passes on news both ways until the session is over. Dropping it then gives the VM back. With a handover, it is left to the
-    /// next manager if this one has no VM for it any more.
-    async fn run(mut self, reader: &mut Reader, left: Option<Handover>) -> io::Result<Served> {
-        let is_left = || left.as_ref().is_some_and(Handover::has_begun);
-        loop {
-            tokio::select! {
-                update = self.ticket.next() => match update {
-                    Some(SessionUpdate::Rejected(_)) if is_left() => return Ok(Served::Left(self.writer)),
-                    Some(update) => self.update(update).await?,
-                    // A helper that has a VM goes on without a manager; one that waits looks for another manager.
-                    None => return Ok(self.over()),
-                },
-                message = reader.next() => match message? {
-                    Some(ToManager::Report(report)) => self.report(report).await,
-                    Some(ToManager::Ended { unfetched }) => {
-                        self.ticket.set_unfetched(unfetched);
-                        return Ok(self.over());
-                    }
-                    Some(ToManager::Open { .. }) => return Err(io::Error::other("a second session over one connection")),
-                    None => return Ok(self.over()),
-                },
-                () = closed(&mut self.hop) => {
-                    // It has done its duty, and its end is told once.
-                    self.hop = None;
-                    self.writer.send(&ToHelper::GuestClosed).await?;
-                }
-                () = arrived(&mut self.inputs) => self.writer.send(&ToHelper::InputsArrived).await?,
-            }
-        }
-    }
-
-    fn over(&self) -> Served {
-        let had_vm = self.had_vm;
-        Served::Over { had_vm }
-    }
-
-    /// Passes a report on, as much of it as is kept. None is lost: the helper waits.
-    async fn report(&self, report: SessionReport) {
-        let report = report.cut();
-        // A helper that is killed, as Nix does with what it started, says no more than this.
-        let leaves_outputs = match &report {
-            SessionReport::BuildEnded(ended) => ended.failure.is_none(),
-            SessionReport::NotUnderstood => true,
-            _ => false,
-        };
-        if leaves_outputs {
-            self.ticket.set_unfetched(true);
-        }
-        let reports = self.ticket.reports();
-        let mut waiting = Some(report);
-        while let Some(Err(report)) = waiting.take().map(|report| reports.send(report)) {
-            reports.room().await;
-            waiting = Some(report);
-        }
-    }
-
-    async fn update(&mut self, update: SessionUpdate) -> io::Result<()> {
-        let message = match update {
-            SessionUpdate::Granted(grant) => return self.granted(grant).await,
-            SessionUpdate::Waiting(text) => ToHelper::Waiting(text),
-            SessionUpdate::Rejected(text) => ToHelper::Rejected(text),
-            SessionUpdate::VmGone { vm, cause, log } => ToHelper::VmGone { vm, cause, log },
-        };
-        self.writer.send(&message).await
-    }
-
-    async fn granted(&mut self, grant: Grant) -> io::Result<()> {
-        let Grant {
-            vm,
-            mut hop,
-            fetch_only,
-            inputs,
-            limits,
-        } = grant;
-        let detached = match hop.detach().await {
-            Ok(detached) => detached,
-            Err(error) => {
-                let why = format!("cannot use {vm}: {error:#}");
-                return self.writer.send(&ToHelper::Rejected(why)).await;
-            }
-        };
-        let message = ToHelper::Granted {
-            vm,
-            greeted: std::mem::take(&mut hop.greeted),
-            fetch_only,
-            limits,
-        };
-        self.inputs = Some(inputs);
-        self.had_vm = true;
-        let Some(DetachedPort { stream, hold }) = detached else {
-            let descriptors = [hop.stream.as_fd()];
-            return self.writer.send_with(&message, &descriptors).await;
-        };
-        self.hop = Some(hop);
-        let descriptors = [stream.as_fd(), hold.as_fd()];
-        self.writer.send_with(&message, &descriptors).await
-    }
-}
-
-/// Resolves when a guest has closed its port. Cancel safe.
-async fn closed(hop: &mut Option<Hop>) {
-    match hop {
-        // Nothing comes over the hop itself any more but its end.
-        Some(hop) => drop(hop.stream.read(&mut [0]).await),
-        None => std::future::pending().await,
-    }
-}
-
-/// Resolves once when inputs have arrived. Cancel safe.
-async fn arrived(inputs: &mut Option<InputsOnTheirWay>) {
-    match inputs {
-        Some(on_their_way) => on_their_way.arrived().await,
-        None => std::future::pending().await,
-    }
-    *inputs = None;
 }

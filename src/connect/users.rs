@@ -1,16 +1,61 @@
-//! What each user may have of the local transport, so that others always find room.
+//! Who may use the local transport, and what each user may have of it, so that others always find room.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::server::Allowed;
 use crate::session::account::Account;
 
 /// What the lines may hold that one user's helpers have begun, in bytes; each of them has a small share beside.
 const MOST_HELD: usize = 64 << 20;
 
-/// Those of the group, each by a number. Root and the owner have no limit of their own.
+/// Who may come. Root and the owner have no limit of their own.
 #[derive(Debug)]
-pub(super) struct Users {
+pub(super) struct Gate {
+    allowed: Allowed,
+    members: Users,
+}
+
+/// Why a helper is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error(
+        "this manager is for its owner, root, and the group in section `[local]` of its xpool.toml"
+    )]
+    Stranger,
+    #[error(
+        "the members of the group in section `[local]` of xpool.toml have as many sessions as they may; try again when some have ended"
+    )]
+    NoPlace,
+}
+
+impl Gate {
+    /// With so many helpers of all members together; half of them for one.
+    pub(super) fn new(allowed: Allowed, most_of_members: usize) -> Self {
+        let members = Users::new(most_of_members / 2, most_of_members);
+        Self { allowed, members }
+    }
+
+    /// A member's place; none for root and the owner, who need none.
+    pub(super) fn admit(
+        &self,
+        user: u32,
+        group: u32,
+        process: Option<i32>,
+    ) -> Result<Option<Place>, Refused> {
+        if !self.allowed.allows(user, group, process) {
+            return Err(Refused::Stranger);
+        }
+        if [0, self.allowed.owner].contains(&user) {
+            return Ok(None);
+        }
+        self.members.take(user).map(Some).ok_or(Refused::NoPlace)
+    }
+}
+
+/// Members of the group, each by a number.
+#[derive(Debug)]
+struct Users {
     /// Helpers of one member.
     most: usize,
     /// Helpers of all members: one may be many users, in a namespace of its own.
@@ -35,7 +80,7 @@ pub(super) struct Place {
 
 impl Users {
     /// So many helpers for each member, and for all together.
-    pub(super) fn new(most: usize, most_of_all: usize) -> Self {
+    fn new(most: usize, most_of_all: usize) -> Self {
         Self {
             most,
             most_of_all,
@@ -44,7 +89,7 @@ impl Users {
     }
 
     /// One more of a member's; `None` if all are taken.
-    pub(super) fn take(&self, user: u32) -> Option<Place> {
+    fn take(&self, user: u32) -> Option<Place> {
         let mut members = lock(&self.members);
         let all: usize = members.values().map(|member| member.helpers).sum();
         let helpers = members.get(&user).map_or(0, |member| member.helpers);
@@ -83,6 +128,24 @@ fn lock(members: &Mutex<BTreeMap<u32, Member>>) -> MutexGuard<'_, BTreeMap<u32, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_and_the_owner_always_find_room() {
+        let allowed = Allowed {
+            owner: 1,
+            group: Some(100),
+        };
+        let gate = Gate::new(allowed, 4);
+        let come = |user, group| gate.admit(user, group, None);
+        let _taken = [(); 2].map(|()| come(7, 100).unwrap().unwrap());
+        assert_eq!(come(7, 100).unwrap_err(), Refused::NoPlace);
+        let _others = [8, 9].map(|user| come(user, 100).unwrap().unwrap());
+        assert_eq!(come(10, 100).unwrap_err(), Refused::NoPlace);
+        assert_eq!(come(10, 101).unwrap_err(), Refused::Stranger);
+        for user in [0, 1] {
+            assert!(come(user, user).unwrap().is_none());
+        }
+    }
 
     #[test]
     fn a_member_has_so_many_and_others_have_theirs() {

@@ -19,7 +19,7 @@ impl Listener for Owners {
         loop {
             let accepted = accept::next("the control socket", |cx| self.0.poll_accept(cx)).await;
             match accepted.0.peer_cred() {
-                Ok(peer) if is_owner(peer.uid()) => return accepted,
+                Ok(peer) if accept::is_owner(peer.uid()) => return accepted,
                 Ok(peer) => info!(
                     uid = peer.uid(),
                     "refused somebody else at the control socket"
@@ -33,8 +33,4 @@ impl Listener for Owners {
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.0.local_addr()
     }
-}
-
-fn is_owner(user: u32) -> bool {
-    user == 0 || user == rustix::process::geteuid().as_raw()
 }

@@ -48,6 +48,14 @@ impl Rig {
 
     /// With stores that VMs see.
     fn start_with(stores: BTreeMap<System, Arc<HostStore>>) -> Self {
+        Self::start_for(&account::Account::unlimited(), stores)
+    }
+
+    /// With a client's account.
+    fn start_for(
+        account: &Arc<account::Account>,
+        stores: BTreeMap<System, Arc<HostStore>>,
+    ) -> Self {
         let (desk, sessions) = SessionDesk::channel();
         let desk = desk.with_stores(stores);
         let (client, server) = tokio::io::duplex(256 * 1024);
@@ -61,7 +69,7 @@ impl Rig {
             share: Share::Host,
             first: First::Other,
         };
-        let charge = account::Account::unlimited().charge();
+        let charge = account.charge();
         let ended =
             tokio::spawn(
                 async move { serve(reader, writer, charge, &desk, request, &promise()).await },

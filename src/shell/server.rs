@@ -53,7 +53,7 @@ async fn serve_one(stream: UnixStream, manager: ManagerHandle) {
 async fn answer(stream: UnixStream, manager: &ManagerHandle) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let (mut reader, writer) = wire::split_without_descriptors(Arc::new(stream), None);
-    if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+    if !accept::is_owner(peer) {
         info!(uid = peer, "refused a shell to somebody else");
         let why = "shells are for the owner of this manager".to_owned();
         return writer.send(&Answer::Refused(why)).await;

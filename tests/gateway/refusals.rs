@@ -158,7 +158,8 @@ async fn a_connection_may_have_one_command_after_another_without_end() {
     for _ in 0..6 {
         let said = within(shared(&["ls"]).output()).await.unwrap();
         let said = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(said.contains("xpool: "), "{said}");
+        // Where there is no channel, `ssh` says so and makes a connection of its own.
+        assert!(said.starts_with("xpool: "), "{said}");
     }
     master.start_kill().unwrap();
     within(master.wait()).await.unwrap();

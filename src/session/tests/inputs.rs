@@ -141,3 +141,24 @@ async fn a_session_that_has_its_vm_need_not_wait_for_those_that_wait() {
     let (inputs, _given) = handed.recv().await.unwrap();
     assert_eq!(inputs.shared(), 1);
 }
+
+#[tokio::test]
+async fn a_request_of_who_makes_this_process_hold_too_much_is_not_kept_to_be_looked_at() {
+    let account = account::Account::new(0);
+    let mut rig = Rig::start_for(&account, BTreeMap::new());
+    rig.shake_hands().await;
+    // It is not waited for in full, and nothing of it is lost.
+    let question = question();
+    let (first, rest) = question.split_at(100);
+    rig.client.write_all(first).await.unwrap();
+    let session = rig.sessions.recv().await.unwrap();
+    assert_eq!(session.request.first, First::Other);
+    let mut guest = grant(&session).await;
+    let mut heard = shake_hands_as_guest(&mut guest).await;
+    rig.client.write_all(rest).await.unwrap();
+    let n_heard = heard.len();
+    heard.resize(question.len(), 0);
+    guest.read_exact(&mut heard[n_heard..]).await.unwrap();
+    assert_eq!(heard, question);
+    assert_eq!(account.held(), 0);
+}

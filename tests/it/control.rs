@@ -1,0 +1,44 @@
+//! Who is heard at the control socket.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use crate::common::{Installation, skip};
+
+#[test]
+fn nobody_else_is_heard_at_the_control_socket() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("nobody_else_is_heard", "only root can become somebody else");
+    }
+    let installation = Installation::new("");
+    let _serving = installation.serve();
+    let socket = installation.state().join("control.sock");
+    let mode = fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    // However it has come to that.
+    let program = installation.path().join("xpool");
+    fs::copy(env!("CARGO_BIN_EXE_xpool"), &program).unwrap();
+    for (path, mode) in [
+        (installation.path(), 0o711),
+        (&installation.state(), 0o711),
+        (&socket, 0o777),
+        (&program, 0o755),
+    ] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let as_user = |user: &str| {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), "--clear-groups"]);
+        command
+            .arg(&program)
+            .arg("--state-dir")
+            .arg(installation.state());
+        command.args(["down", "--now"]).env("HOME", "/nonexistent");
+        installation.said(command.output().unwrap())
+    };
+    let other = as_user("65534");
+    assert_ne!(other.code, Some(0), "{}", other.stderr);
+    assert_eq!(installation.run(&["status"]).code, Some(0));
+    assert_eq!(as_user("0").code, Some(0));
+}
