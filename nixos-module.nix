@@ -62,6 +62,7 @@ let
       "none"
     ]) "Whether machines have a network device.";
     memory-mib = optional (types.ints.between 256 1048576) "Memory of a machine.";
+    disk-gib = optional (types.ints.between 16 4096) "Size of a machine's disk; what is not written takes no room.";
     timeout = optional types.str "The longest that a build may take, such as `4h`.";
     max-silent-time = optional types.str "The longest that a build may say nothing, such as `30m`.";
   };
@@ -161,6 +162,16 @@ let
           IdentitiesOnly yes
           ServerAliveInterval 30
           ServerAliveCountMax 3
+          BatchMode yes
+          ClearAllForwardings yes
+          ControlMaster no
+          ControlPath none
+          ForwardAgent no
+          ForwardX11 no
+          PermitLocalCommand no
+          ProxyCommand none
+          RemoteCommand none
+          RequestTTY no
       '';
     in
     # What another module says without a `Host` of its own is not for the last of these only.

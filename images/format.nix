@@ -14,12 +14,14 @@ let
   system = pkgs.stdenv.hostPlatform.system;
 
   # The disk of the portable image (portable/assemble.sh): no journal and no checksums, since it is thrown away.
-  features = "none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super,uninit_bg";
+  features = "none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,resize_inode,sparse_super,uninit_bg";
+  # Room for the tables of a disk of 4 TiB.
+  mostBlocks = "1073741824";
   uuid = "c3ad2a96-34f1-4c8c-9b1b-1f1f3e0d6b3c";
 
   # Fields of src/image/manifest.rs; those of the files are added where they are known.
   manifest = {
-    contract = 4;
+    contract = 5;
     inherit system;
     kind = "nixos";
     recipe = builtins.hashString "sha256" (builtins.unsafeDiscardStringContext "${toplevel}");
@@ -36,11 +38,10 @@ in
     device = "/dev/vda";
     fsType = "ext4";
     # The disk reads as zeros wherever mke2fs did not write: nothing is left to initialise, and nothing to check.
-    options = [
-      "noatime"
-      "noinit_itable"
-    ];
+    options = [ "noinit_itable" ];
     noCheck = true;
+    # As large as its device, which is the manager's to choose.
+    autoResize = true;
   };
 
   system.build.xpoolImage =
@@ -68,8 +69,8 @@ in
 
         # Files belong to root in the image; mke2fs sees what fakeroot tells it.
         export E2FSPROGS_FAKE_TIME=1
-        fakeroot mke2fs -q -F -t ext4 -O ${features} -b 4096 -I 256 -i 16384 -m 0 -U ${uuid} \
-          -E lazy_itable_init=1,nodiscard,hash_seed=${uuid} -d root disk.raw 16G
+        fakeroot mke2fs -q -F -t ext4 -O ${features} -b 4096 -I 256 -i 8192 -m 0 -U ${uuid} \
+          -E lazy_itable_init=1,nodiscard,resize=${mostBlocks},hash_seed=${uuid} -d root disk.raw 16G
         qemu-img convert -f raw -O qcow2 disk.raw "$out/disk.qcow2"
 
         file() {

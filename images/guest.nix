@@ -18,6 +18,7 @@ let
     config.nix.package
     pkgs.gawk
     pkgs.socat
+    pkgs.sqlite
     pkgs.util-linux
     xpool-guest
   ];
@@ -89,6 +90,17 @@ in
     };
   };
 
+  boot.kernel.sysctl = {
+    # Where memory ends, who asks for more is killed, which is a builder: nix-daemon and the agent ask for none while one runs.
+    # The largest process is not always one, where a build has many small ones.
+    "vm.oom_kill_allocating_task" = 1;
+    # What newer releases of NixOS set by themselves, whichever this is evaluated with.
+    "vm.max_map_count" = 1048576;
+    "fs.inotify.max_user_instances" = 524288;
+    "fs.inotify.max_user_watches" = 524288;
+    "kernel.pid_max" = 4194304;
+  };
+
   # The agent, which the manager has run /usr/bin/xpool-guest. A session is not ended when the agent dies and is started
   # again, nor when what a session started has used up the memory.
   services.qemuGuest = {
@@ -111,6 +123,7 @@ in
     serviceConfig = onConsole // {
       KillMode = "process";
       OOMPolicy = "continue";
+      OOMScoreAdjust = -1000;
     };
   };
   systemd.tmpfiles.rules = [ "L+ /usr/bin/xpool-guest - - - - ${xpool-guest}/bin/xpool-guest" ];
@@ -145,6 +158,9 @@ in
       StandardError = "journal+console";
       # A build that takes all memory ends, and the others go on.
       OOMPolicy = lib.mkDefault "continue";
+      LimitNOFILE = lib.mkDefault 1048576;
+      # Builders inherit which signals are ignored (NixOS/nix issue 2803).
+      IgnoreSIGPIPE = false;
     };
   };
   # Nobody evaluates anything here, and the sources of nixpkgs would be in the image.

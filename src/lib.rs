@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod activation;
 pub mod bounded_log;
+pub mod cgroup;
 pub mod cli;
 pub mod client_files;
 pub mod config;

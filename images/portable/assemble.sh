@@ -6,20 +6,24 @@ set -euo pipefail
 
 arch=$1 suite=$2 keyring=$3 tmp=$4 out=$5
 readonly EX_UNAVAILABLE=69
-readonly DISK_SIZE=16G BUILD_USERS=32
+# A disk is made larger for a VM (`disk-gib`), and there is room for the tables of one of 4 TiB.
+readonly DISK_SIZE=16G MOST_BLOCKS=1073741824 BUILD_USERS=32
 # Named one by one, so that the host's mke2fs.conf has no say. No journal and no checksums: the disk
 # is thrown away, and both are work for an emulated CPU.
-readonly EXT4_FEATURES=none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super,uninit_bg
+readonly EXT4_FEATURES=none,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,resize_inode,sparse_super,uninit_bg
 # Loaded in the initrd, by two processes: what the disk needs, and the other devices and the store share.
 readonly DISK_MODULES=(virtio_blk ext4)
 readonly OTHER_MODULES=(virtio_console virtio_net virtio-rng virtio_balloon 9p 9pnet_virtio overlay)
-# Loaded on demand: the power button, and file systems and devices that builders' tools ask for.
-readonly MORE_MODULES=(gpio_keys evdev binfmt_misc loop squashfs tun veth)
+# Loaded on demand, by where they are in the kernel's tree: the power button, and, as on any builder, what test suites ask for by a
+# kind of socket, file system, cipher or virtual device.
+readonly MORE_MODULES=(drivers/input/{evdev,keyboard/gpio_keys}.ko arch/ crypto/ fs/ kernel/ lib/ mm/ net/ security/
+    drivers/{block,crypto,dax,md,vhost}/ drivers/net/'[^/]*$' drivers/net/{bonding,ipvlan,netdevsim,ppp,team,vxlan,wireguard}/
+    drivers/net/can/'[^/]*$' drivers/scsi/scsi_debug.ko)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$tmp/root log=$tmp/mmdebstrap.log
 export TMPDIR=$tmp
-packages=linux-image-$arch,bash,busybox-static,ca-certificates,coreutils,kmod,ncurses-base,nix-bin,qemu-guest-agent,socat
+packages=linux-image-$arch,bash,bash-static,busybox-static,ca-certificates,coreutils,kmod,ncurses-base,netbase,nix-bin,qemu-guest-agent,socat,sqlite3
 [ "${XPOOL_GUEST_SSHD-}" = 1 ] && packages+=,openssh-server
 
 unavailable() {
@@ -88,16 +92,23 @@ modules_needed() {
 
 # A module that is built in, or absent on this architecture, has no file and needs none.
 keep_modules() {
-    local all=$root/usr/lib/modules/$kernel_version
+    local all=$root/usr/lib/modules/$kernel_version kept=$tmp/kept
     depmod -b "$root" "$kernel_version"
     mkdir -p "$tmp/modules" "$initrd/modules"
     take_modules "${DISK_MODULES[@]}" >"$initrd/modules/disk"
     take_modules "${OTHER_MODULES[@]}" >"$initrd/modules/other"
-    cp "$tmp/modules"/* "$initrd/modules/"
-    take_modules "${MORE_MODULES[@]}" >/dev/null
-    rm -rf "$all/kernel"
-    mv "$tmp/modules" "$all/kernel"
+    mv "$tmp/modules"/* "$initrd/modules/"
+    more_modules "$all/modules.dep" >"$kept"
+    (cd "$all" && find kernel -name '*.ko*' | sort | comm -23 - "$kept" | xargs -d '\n' rm -f)
+    find "$all/kernel" -type d -empty -delete
     depmod -b "$root" "$kernel_version"
+}
+
+# The files of modules that are loaded on demand, and of those that they need, of a modules.dep.
+more_modules() {
+    local IFS='|'
+    awk -F '[: ]+' -v wanted="^kernel/(${MORE_MODULES[*]})" \
+        '$1 ~ wanted { for (i = 1; i <= NF; i++) if ($i != "") print $i }' "$1" | sort -u
 }
 
 # Copies modules and what they need, prints the names of the new ones in the order to load them.
@@ -140,6 +151,7 @@ configure() {
     install -m 755 "$here/shutdown" "$root/usr/sbin/shutdown"
     ln -s shutdown "$root/usr/sbin/poweroff"
     install -m 644 "$here/nix.conf" "$root/etc/nix/nix.conf"
+    install -m 644 "$here/sysctl.conf" "$root/etc/sysctl.conf"
     ln -sf busybox "$root/usr/bin/sh"
     # util-linux's tools are not in the image; the guest agent sets the clock through hwclock.
     for tool in hwclock mount umount; do ln -sf ../bin/busybox "$root/usr/sbin/$tool"; done
@@ -172,8 +184,8 @@ make_initrd() {
 }
 
 make_disk() {
-    mke2fs -q -F -t ext4 -O $EXT4_FEATURES -b 4096 -I 256 -i 16384 -m 0 \
-        -E lazy_itable_init=1,nodiscard -d "$root" "$tmp/disk.raw" $DISK_SIZE
+    mke2fs -q -F -t ext4 -O $EXT4_FEATURES -b 4096 -I 256 -i 8192 -m 0 \
+        -E lazy_itable_init=1,nodiscard,resize=$MOST_BLOCKS -d "$root" "$tmp/disk.raw" $DISK_SIZE
     qemu-img convert -f raw -O qcow2 "$tmp/disk.raw" "$out/disk.qcow2"
 }
 

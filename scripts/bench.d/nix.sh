@@ -22,6 +22,15 @@ make_image() {
     XPOOL_GUEST_SSHD=1 XPOOL_GUEST_SSHD_KEY=$(<"$key.pub") xpool image build "$cpu"
 }
 
+# make_tools TOOL...: the folder $work/tools, as of a package, with what builders call. A guest's sandbox has a shell and nothing else.
+make_tools() {
+    local tool bin=$work/tools/bin
+    mkdir -p "$bin"
+    cpio --extract --quiet --to-stdout bin/busybox <"$XPOOL_CACHE_DIR/images/$cpu-linux/initrd" >"$bin/busybox"
+    chmod 755 "$bin/busybox"
+    for tool in "$@"; do ln -s busybox "$bin/$tool"; done
+}
+
 # forward_sshd NAME: the VM that this installation runs is also reached through its own sshd. Its QEMU is given one more
 # option, and its kernel's command line asks for sshd.
 forward_sshd() {

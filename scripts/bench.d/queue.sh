@@ -13,7 +13,7 @@ queued() {
     local name started ended expression
     name=$1-$((n_builds += 1))
     expression="builtins.genList (n: derivation {
-        name = \"$name-\${toString n}\"; system = \"$cpu-linux\"; builder = \"/bin/sh\";
+        name = \"$name-\${toString n}\"; system = \"$cpu-linux\"; builder = \"/bin/sh\"; PATH = \"\${$work/tools}/bin\";
         args = [ \"-c\" \"sleep 1; echo \${toString n} > \$out\" ];
     }) $QUEUE_BUILDS"
     started=${EPOCHREALTIME/./}
@@ -35,6 +35,7 @@ queue_at_peer() { queued peer "$peer_machine" "$work/ssh_config" "$1"; }
 bench_queue() {
     n_builds=0
     make_image
+    make_tools sleep
     max_vms=$QUEUE_VMS
     installation ours
     max_vms=1

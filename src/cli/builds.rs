@@ -128,6 +128,7 @@ pub(super) mod tests {
             ended: outcome.as_ref().map(|_| 70),
             outcome,
             cpu: None,
+            out_of_memory: None,
         }
     }
 

@@ -170,7 +170,7 @@ pub(super) async fn next_steps(context: &Context, system: System) -> Result<Stri
     let xpool = context.own_command()?;
     // For who has no nixpkgs at hand; the guest's /bin/sh is all that it needs.
     let expression = format!(
-        r#"derivation {{ name = "hello"; system = "{system}"; builder = "/bin/sh"; args = [ "-c" "uname -srm > $out" ]; }}"#
+        r#"derivation {{ name = "hello"; system = "{system}"; builder = "/bin/sh"; args = [ "-c" "read -r linux < /proc/version; echo $linux > $out" ]; }}"#
     );
     Ok(format!(
         "\nBuild something for {system}:\n\n\

@@ -12,6 +12,11 @@ use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT, WARM_MAX};
 
 type Number = toml::Spanned<u32>;
 
+/// The portable image's disk, which can grow and not shrink (images/portable/assemble.sh).
+const LEAST_DISK_GIB: u32 = 16;
+/// What its file system has tables for.
+const MOST_DISK_GIB: u32 = 4096;
+
 /// Where a value stands, for what is wrong with it.
 struct Checker<E> {
     error: E,
@@ -81,6 +86,12 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         if let Some(memory_mib) = self.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)? {
             profile.memory_mib = memory_mib;
         }
+        let disk_gib = self.within(
+            raw.disk_gib.as_ref(),
+            "disk-gib",
+            LEAST_DISK_GIB..=MOST_DISK_GIB,
+        )?;
+        profile.disk_gib = disk_gib.unwrap_or(profile.disk_gib);
         Ok(profile)
     }
 

@@ -25,6 +25,7 @@ pub use overrides::{NoOverride, Overrides};
 use raw::RawConfig;
 use vm::{Network, VcpuCount, VmProfile};
 
+use crate::cgroup;
 use crate::nix::System;
 use crate::paths::{ConfigFile, Paths};
 use crate::pool::budget::MachineBudget;
@@ -111,7 +112,7 @@ const METRICS_EXAMPLE: SocketAddr =
 pub struct Host {
     /// Processors.
     pub cpus: u32,
-    /// Memory in MiB.
+    /// Memory in MiB, as far as this process may have it.
     pub memory_mib: u32,
     /// The value of PATH.
     pub search_path: OsString,
@@ -123,9 +124,14 @@ const MIB_PER_VCPU: u32 = 512;
 impl Host {
     /// This machine.
     pub fn this() -> Self {
+        Self::of(Path::new("/"))
+    }
+
+    /// The machine whose `proc` and `sys` are in this folder, with the processors and programs of this one.
+    fn of(root: &Path) -> Self {
         let cpus = std::thread::available_parallelism()
             .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let meminfo = std::fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
         let total_kib = meminfo.lines().find_map(|line| {
             line.strip_prefix("MemTotal:")?
                 .trim()
@@ -133,8 +139,11 @@ impl Host {
                 .parse::<u64>()
                 .ok()
         });
-        let memory_mib =
-            total_kib.map_or(4096, |kib| u32::try_from(kib / 1024).unwrap_or(u32::MAX));
+        let of_machine = total_kib.map_or(4096, |kib| kib / 1024);
+        let groups = cgroup::limits(root).into_iter();
+        let limits = groups.map(|group| group.limit >> 20);
+        let memory_mib = limits.chain([of_machine]).min().unwrap_or(of_machine);
+        let memory_mib = u32::try_from(memory_mib).unwrap_or(u32::MAX);
         let search_path = std::env::var_os("PATH").unwrap_or_default();
         Self {
             cpus,

@@ -115,6 +115,7 @@ pub(super) struct RawPool {
     pub(super) pause: Option<bool>,
     pub(super) vcpus: Option<VcpuCount>,
     pub(super) memory_mib: Option<toml::Spanned<u32>>,
+    pub(super) disk_gib: Option<toml::Spanned<u32>>,
     pub(super) network: Option<Network>,
     pub(super) build_machines: Option<toml::Spanned<u32>>,
     pub(super) memory_estimate_mib: Option<toml::Spanned<u32>>,
@@ -145,6 +146,7 @@ impl RawPool {
             pause: self.pause.or(defaults.pause),
             vcpus: self.vcpus.or(defaults.vcpus),
             memory_mib: self.memory_mib.or_else(|| defaults.memory_mib.clone()),
+            disk_gib: self.disk_gib.or_else(|| defaults.disk_gib.clone()),
             network: self.network.or(defaults.network),
             build_machines: self
                 .build_machines

@@ -28,6 +28,20 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
+fn memory_is_what_the_machine_has_and_this_process_may_have() {
+    let meminfo = ("proc/meminfo", "MemTotal:       24615248 kB\n");
+    let root = crate::cgroup::tests::root(&[meminfo]);
+    assert_eq!(super::Host::of(root.path()).memory_mib, 24038);
+    let root = crate::cgroup::tests::root(&[
+        meminfo,
+        ("proc/self/cgroup", "0::/\n"),
+        ("sys/fs/cgroup/memory.max", "1572864000\n"),
+        ("sys/fs/cgroup/memory.current", "0\n"),
+    ]);
+    assert_eq!(super::Host::of(root.path()).memory_mib, 1500);
+}
+
+#[test]
 fn nothing_configured_suits_the_machine() {
     let config = parse("").unwrap();
     assert_eq!(config.listen, DEFAULT_LISTEN);

@@ -28,10 +28,18 @@ pub struct VmProfile {
     pub vcpus: VcpuCount,
     /// Memory of a VM in MiB.
     pub memory_mib: u32,
+    /// Size of a VM's disk in GiB. What is not written takes no room.
+    #[serde(default = "usual_disk_gib")]
+    pub disk_gib: u32,
     /// Value of the kernel's `console=`.
     pub console: String,
     /// What is added to the image's kernel command line; may be empty.
     pub cmdline: String,
+}
+
+/// What a browser or a compiler of its own takes to build, and then some.
+fn usual_disk_gib() -> u32 {
+    64
 }
 
 /// How many processors a VM has.

@@ -222,6 +222,7 @@ async fn take(
     inputs: &mut Option<oneshot::Sender<()>>,
 ) {
     let update = match message {
+        ToHelper::Waiting(text) if vm.is_some() => SessionUpdate::Note(text),
         ToHelper::Waiting(text) => SessionUpdate::Waiting(text),
         ToHelper::Rejected(text) => SessionUpdate::Rejected(text),
         ToHelper::VmGone { vm, cause, log } => SessionUpdate::VmGone { vm, cause, log },

@@ -106,7 +106,7 @@ impl Session {
     async fn update(&mut self, update: SessionUpdate) -> io::Result<()> {
         let message = match update {
             SessionUpdate::Granted(grant) => return self.granted(grant).await,
-            SessionUpdate::Waiting(text) => ToHelper::Waiting(text),
+            SessionUpdate::Waiting(text) | SessionUpdate::Note(text) => ToHelper::Waiting(text),
             SessionUpdate::Rejected(text) => ToHelper::Rejected(text),
             SessionUpdate::VmGone { vm, cause, log } => ToHelper::VmGone { vm, cause, log },
         };

@@ -61,7 +61,7 @@ pub(super) enum ToManager {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ToHelper {
-    /// The session waits; the text is for the person who waits.
+    /// The session waits; the text is for the person who waits. For a session that has a VM it is a note, which changes nothing.
     Waiting(String),
     /// It has a VM. Comes with the port of the guest, and with a hold on the VM where there is one.
     Granted {

@@ -15,7 +15,7 @@ use super::{Image, digest};
 use crate::nix::System;
 
 /// The files of images/ that the script needs, by their place below images/.
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 9] = [
     ("xpool-guest", include_str!("../../images/xpool-guest")),
     (
         "portable/assemble.sh",
@@ -41,6 +41,10 @@ const SOURCES: [(&str, &str); 8] = [
     (
         "portable/shutdown",
         include_str!("../../images/portable/shutdown"),
+    ),
+    (
+        "portable/sysctl.conf",
+        include_str!("../../images/portable/sysctl.conf"),
     ),
 ];
 

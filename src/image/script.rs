@@ -32,8 +32,12 @@ const TELLING_LINES: usize = 8;
 /// Characters of such a line: a URL and a reason. apt names hashes and sizes in some.
 const LINE_LENGTH: usize = 300;
 
-/// mmdebstrap says this whenever root uses it. Packages are extracted only, and none of their scripts runs.
-const HARMLESS: &str = "W: running chrootless mode as root";
+/// mmdebstrap says the first whenever root uses it: packages are extracted only, and none of their scripts runs. It says the second where
+/// there is no gpg, which it looks for a key's name with; it is told which keys there are.
+const HARMLESS: [&str; 2] = [
+    "W: running chrootless mode as root",
+    "W: gpg --version failed",
+];
 
 /// Who is told how a build goes.
 pub type Listener<'a> = dyn Fn(Told<'_>) + Send + Sync + 'a;
@@ -231,7 +235,8 @@ fn telling(said: &str) -> Vec<String> {
 /// apt and mmdebstrap begin with a letter, the others with their names.
 fn complains(line: &str) -> bool {
     let is_marked = line.starts_with("E: ") || line.starts_with("W: ");
-    (is_marked || line.contains("error: ")) && !line.starts_with(HARMLESS)
+    (is_marked || line.contains("error: "))
+        && !HARMLESS.iter().any(|harmless| line.starts_with(harmless))
 }
 
 /// The last lines, each as it can be shown.

@@ -326,10 +326,14 @@ mod tests {
     #[test]
     fn an_image_of_another_contract_is_refused_whatever_else_it_says() {
         let (_root, store, image) = store_with_image();
-        std::fs::write(image.dir.join(MANIFEST), r#"{"contract": 5, "news": true}"#).unwrap();
+        std::fs::write(
+            image.dir.join(MANIFEST),
+            r#"{"contract": 99, "news": true}"#,
+        )
+        .unwrap();
         let error = store.current(SYSTEM).unwrap_err();
         assert!(
-            matches!(error, ImageError::OtherContract { found: 5, .. }),
+            matches!(error, ImageError::OtherContract { found: 99, .. }),
             "{error}"
         );
     }

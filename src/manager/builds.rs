@@ -93,6 +93,13 @@ impl Builds {
         self.end(id, failed(why), None);
     }
 
+    /// Memory ran out in a session's VM, and a process of this name was killed.
+    pub(super) fn out_of_memory(&mut self, id: SessionId, process: &str) {
+        if let Some(build) = self.running.get_mut(&id) {
+            build.out_of_memory = Some(process.to_owned());
+        }
+    }
+
     fn begin(&mut self, id: SessionId, session: &ManagedSession, vm: &str, began: &BuildBegan) {
         self.session_ended(id, "the session went on to another build");
         let build = BuildView {
@@ -109,6 +116,7 @@ impl Builds {
             ended: None,
             outcome: None,
             cpu: None,
+            out_of_memory: None,
         };
         self.events.tell(|| Happening::BuildBegan(build.clone()));
         self.running.insert(id, build);
@@ -133,6 +141,12 @@ impl Builds {
     fn end(&mut self, id: SessionId, outcome: BuildOutcome, cpu: Option<CpuTime>) {
         let Some(build) = self.running.remove(&id) else {
             return;
+        };
+        let outcome = match (outcome, &build.out_of_memory) {
+            (BuildOutcome::Failed { because }, Some(process)) => BuildOutcome::Failed {
+                because: format!("out of memory: `{process}` was killed; {because}"),
+            },
+            (outcome, _) => outcome,
         };
         let build = BuildView {
             ended: Some(wall_clock()),

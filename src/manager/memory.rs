@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tracing::warn;
 
 use super::status::Status;
+use crate::cgroup;
 use crate::pool::budget::MachineBudget;
 use crate::pool::hold::Pressure;
 
@@ -13,19 +14,22 @@ use crate::pool::hold::Pressure;
 #[derive(Debug)]
 pub(super) struct HostMemory {
     meminfo: PathBuf,
+    groups: PathBuf,
     has_warned: bool,
 }
 
 impl HostMemory {
-    /// As this file says: `/proc/meminfo`, or a test's.
-    pub(super) fn new(meminfo: PathBuf) -> Self {
+    /// As this file says, `/proc/meminfo` or a test's, and the control groups below this folder, `/` or a test's.
+    pub(super) fn new(meminfo: PathBuf, groups: PathBuf) -> Self {
         Self {
             meminfo,
+            groups,
             has_warned: false,
         }
     }
 
-    /// What can be used without swapping, in MiB; `None`, and one warning, where it is not known.
+    /// What can be used without swapping and beyond no limit of a control group, in MiB; `None`, and one warning, where it is not
+    /// known.
     pub(super) fn available_mib(&mut self) -> Option<u64> {
         let text = fs::read_to_string(&self.meminfo).unwrap_or_default();
         let available = kib(&text, "MemAvailable:").map(|kib| kib / 1024);
@@ -36,7 +40,9 @@ impl HostMemory {
                 "the host's available memory is not known and holds no VM back"
             );
         }
-        available
+        let groups = cgroup::limits(&self.groups).into_iter();
+        let left = groups.map(|group| group.left() >> 20);
+        available.into_iter().chain(left).min()
     }
 }
 
@@ -136,11 +142,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_control_group_has_left_is_a_limit_too() {
+        let groups = crate::cgroup::tests::root(&[
+            ("meminfo", "MemAvailable: 9000000 kB\n"),
+            ("proc/self/cgroup", "0::/job\n"),
+            ("sys/fs/cgroup/job/memory.max", "1572864000\n"),
+            ("sys/fs/cgroup/job/memory.current", "524288000\n"),
+        ]);
+        let dir = groups.path();
+        let mut memory = HostMemory::new(dir.join("meminfo"), dir.to_owned());
+        assert_eq!(memory.available_mib(), Some(1000));
+    }
+
+    #[test]
     fn memory_that_is_not_known_is_no_limit() {
-        let mut memory = HostMemory::new("/nonexistent".into());
+        let mut memory = HostMemory::new("/nonexistent".into(), "/nonexistent".into());
         assert_eq!(memory.available_mib(), None);
         assert!(memory.has_warned);
-        let mut memory = HostMemory::new("/proc/meminfo".into());
+        let mut memory = HostMemory::new("/proc/meminfo".into(), "/".into());
         assert!(memory.available_mib().is_some());
     }
 }

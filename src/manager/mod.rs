@@ -158,7 +158,7 @@ impl<B: VmBackend> Manager<B> {
             downs: Vec::new(),
             noted: Vec::new(),
             sessions: 0,
-            memory: HostMemory::new("/proc/meminfo".into()),
+            memory: HostMemory::new("/proc/meminfo".into(), "/".into()),
             pressure: HostPressure {
                 folder: "/proc/pressure".into(),
             },
@@ -170,7 +170,7 @@ impl<B: VmBackend> Manager<B> {
     /// Reads the host's available memory from this file instead of `/proc/meminfo`.
     #[must_use]
     pub fn with_meminfo(mut self, meminfo: PathBuf) -> Self {
-        self.memory = HostMemory::new(meminfo);
+        self.memory = HostMemory::new(meminfo, "/nonexistent".into());
         self
     }
 

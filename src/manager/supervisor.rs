@@ -50,6 +50,10 @@ pub(super) enum VmNews {
     InputsGiven(SessionId, InputsView),
     /// A session's way in could not be opened; the VM is being ended.
     HopFailed(SessionId, String),
+    /// The guest's kernel has killed a process of this name for want of memory.
+    OutOfMemory(String),
+    /// Another build may not find enough room on its disk.
+    Worn,
     /// A session's slot can be used again.
     SlotFree(SessionId),
     /// The VM is gone. The last news of it.

@@ -32,6 +32,8 @@ pub(super) struct ManagedSystem<B> {
     pub(super) slots_per_vm: usize,
     pub(super) share: Share,
     limits: BuildLimits,
+    /// Of each VM.
+    memory_mib: u64,
     pub(super) factory: VmFactory<B>,
     pub(super) news: mpsc::UnboundedSender<News>,
     pub(super) builds: Builds,
@@ -72,6 +74,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     ) -> Self {
         let slots_per_vm = policy.slots_per_vm.get() as usize;
         let (share, limits) = (policy.share, policy.build_limits);
+        let memory_mib = policy.memory_mib;
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
@@ -80,6 +83,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             slots_per_vm,
             share,
             limits,
+            memory_mib,
             factory,
             news,
             events: builds.events().clone(),
@@ -278,6 +282,14 @@ impl<B: VmBackend> ManagedSystem<B> {
                     "no way into the VM"
                 );
             }
+            VmNews::Worn => {
+                info!(
+                    vm = self.vm_name(id),
+                    "the disk of the VM is used up, and it serves no more"
+                );
+                self.handle(now, Event::DrainVm(id));
+            }
+            VmNews::OutOfMemory(process) => self.out_of_memory(id, &process),
             VmNews::SlotFree(session) => {
                 let outputs = self
                     .sessions
@@ -304,6 +316,22 @@ impl<B: VmBackend> ManagedSystem<B> {
             vm.stage.clear();
         }
         self.handle(now, Event::VmReady(id));
+    }
+
+    /// Whose process it was is not known, so all that are in the VM are told.
+    fn out_of_memory(&mut self, id: VmId, process: &str) {
+        let vm = self.vm_name(id);
+        warn!(vm, process, "memory ran out in the guest");
+        let text = format!(
+            "memory ran out in {vm}, and its kernel killed `{process}`: a VM has {} MiB (`memory-mib` in xpool.toml)",
+            self.memory_mib
+        );
+        for (session, managed) in &self.sessions {
+            if managed.vm == Some(id) {
+                managed.tell(SessionUpdate::Note(text.clone()));
+                self.builds.out_of_memory(*session, process);
+            }
+        }
     }
 
     fn set_paused(&mut self, id: VmId, is_paused: bool) {

@@ -77,6 +77,8 @@ pub enum SessionUpdate {
     Granted(Grant),
     /// It gets none; the text says why and what to do next.
     Rejected(String),
+    /// Something for the person who waits that changes nothing for the session: `memory ran out in riscv64-1, …`.
+    Note(String),
     /// The VM it was using has ended.
     VmGone {
         /// The VM's name.

@@ -202,7 +202,18 @@ pub fn ssh_config(
              IdentitiesOnly yes\n  \
              # A gateway that hangs is noticed within a minute and a half.\n  \
              ServerAliveInterval 30\n  \
-             ServerAliveCountMax 3\n",
+             ServerAliveCountMax 3\n  \
+             # What `Host *` says of people's connections is not for this one.\n  \
+             BatchMode yes\n  \
+             ClearAllForwardings yes\n  \
+             ControlMaster no\n  \
+             ControlPath none\n  \
+             ForwardAgent no\n  \
+             ForwardX11 no\n  \
+             PermitLocalCommand no\n  \
+             ProxyCommand none\n  \
+             RemoteCommand none\n  \
+             RequestTTY no\n",
             reachable(listen).ip(),
             listen.port(),
             quoted(known_hosts),

@@ -8,6 +8,7 @@ pub mod nar_walk;
 pub mod nixos;
 pub mod observe;
 pub mod queries;
+pub mod registrations;
 pub mod slot;
 pub mod stderr;
 pub mod store_path;

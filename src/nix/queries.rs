@@ -28,6 +28,8 @@ pub struct PathInfo {
     pub references: Vec<StorePath>,
     /// Size of its NAR in bytes; 0 where the store does not know.
     pub nar_size: u64,
+    /// What its content says its path is, of a path that is made of its content: `text:sha256:…`.
+    pub content_address: Option<String>,
 }
 
 /// Why a reply is of no use.
@@ -125,13 +127,24 @@ pub fn read_path_info(
     let nar_size = reader.number()?;
     reader.number()?; // whether it was built here
     reader.strings(MOST_PATHS, LONGEST_TEXT)?; // signatures
-    reader.string(LONGEST_TEXT)?; // content address
+    let content_address = content_address(reader.string(LONGEST_TEXT)?)?;
     Ok(Some(PathInfo {
         deriver,
         nar_hash,
         references,
         nar_size,
+        content_address,
     }))
+}
+
+/// Words with colons between them, and a digest in one of Nix's forms.
+fn content_address(text: &[u8]) -> Result<Option<String>, ReplyError> {
+    let is_expected = |byte: &u8| byte.is_ascii_alphanumeric() || b":+/=-".contains(byte);
+    if !text.iter().all(is_expected) {
+        return Err(ReplyError::Odd("a content address that is none"));
+    }
+    let text = String::from_utf8_lossy(text).into_owned();
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 fn read_paths(reader: &mut Reader<'_>) -> Result<Vec<StorePath>, ReplyError> {

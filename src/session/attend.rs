@@ -23,8 +23,11 @@ pub(super) async fn attend(ticket: &mut SessionTicket, watch: &Watch, limits: Bu
         let is_full = watch.send(&reports);
         let limit = watch.next_limit(limits);
         tokio::select! {
-            update = ticket.next() => if let Some(end) = bad_news(update) {
-                return end;
+            update = ticket.next() => match update {
+                Some(SessionUpdate::Note(text)) => watch.note_for_client(&text),
+                update => if let Some(end) = bad_news(update) {
+                    return end;
+                }
             },
             () = watch.news() => {
                 progress_due.get_or_insert(may_tell);
@@ -63,7 +66,9 @@ fn bad_news(update: Option<SessionUpdate>) -> Option<End> {
             log.display()
         ))),
         Some(SessionUpdate::Rejected(text)) => Some(End::VmGone(text)),
-        Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_)) => None,
+        Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_) | SessionUpdate::Note(_)) => {
+            None
+        }
         None => Some(End::ManagerGone),
     }
 }

@@ -94,7 +94,9 @@ async fn bad_news(ticket: &mut SessionTicket, vm: &str) -> String {
                 return died_before_use(&vm, &cause, &log);
             }
             Some(SessionUpdate::Rejected(text)) => return format!("xpool: {text}"),
-            Some(SessionUpdate::Waiting(_) | SessionUpdate::Granted(_)) => {}
+            Some(
+                SessionUpdate::Waiting(_) | SessionUpdate::Granted(_) | SessionUpdate::Note(_),
+            ) => {}
             None => return manager_gone(Some(vm)),
         }
     }

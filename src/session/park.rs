@@ -59,6 +59,8 @@ where
         };
         match news {
             News::Update(Some(SessionUpdate::Waiting(text))) => wait.is_for(text),
+            // Of a VM that it has no use of yet.
+            News::Update(Some(SessionUpdate::Note(_))) => {}
             News::LineIsDue => client.say(&wait.line()).await,
             News::Update(Some(SessionUpdate::Granted(grant))) => {
                 if wait.said.is_some() {

@@ -246,25 +246,36 @@ where
     let mut n = chunk.len();
     chunk.resize(CHUNK.max(n), 0);
     loop {
-        if n > 0 && give_client(watch, &chunk[..n], writer).await.is_err() {
+        if give_client(watch, &chunk[..n], writer).await.is_err() {
             return End::ClientLeft;
         }
         if watch.has_stopped() {
             return End::GuestEnded;
         }
-        n = match guest.read(&mut chunk).await {
-            Ok(0) | Err(_) => return End::GuestEnded,
-            Ok(n) => n,
+        n = tokio::select! {
+            read = guest.read(&mut chunk) => match read {
+                Ok(0) | Err(_) => return End::GuestEnded,
+                Ok(n) => n,
+            },
+            () = watch.has_note() => 0,
         };
     }
 }
 
-async fn give_client<W>(watch: &Watch, bytes: &[u8], writer: &mut W) -> std::io::Result<()>
+/// Passes what the guest sent, with what the client is told where that can be put in; up to where the passing stops.
+async fn give_client<W>(watch: &Watch, mut bytes: &[u8], writer: &mut W) -> std::io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {
-    let n_passed = watch.see_guest(bytes);
-    writer.write_all(&bytes[..n_passed]).await?;
+    loop {
+        writer.write_all(&watch.take_notes()).await?;
+        if bytes.is_empty() || watch.stops_here() {
+            break;
+        }
+        let n_passed = watch.see_guest(bytes);
+        writer.write_all(&bytes[..n_passed]).await?;
+        bytes = &bytes[n_passed..];
+    }
     writer.flush().await?;
     watch.client_has_all();
     Ok(())

@@ -3,6 +3,7 @@
 mod fetching;
 mod inputs;
 mod limits;
+mod notes;
 mod reports;
 
 use std::collections::BTreeMap;

@@ -11,10 +11,14 @@ use crate::manager::ticket::{
     BuildBegan, BuildEnded, BuildLimits, BuildProgress, Reports, SessionReport,
 };
 use crate::nix::observe::{BuildResult, Event, Observer, Operation};
+use crate::nix::stderr;
 use crate::nix::store_path::StorePath;
 
 /// What is said of a build of which nothing more is understood.
 const UNWATCHED: &str = "not known: what the client or the guest sent is not understood";
+
+/// Lines for the client are few; beyond this many bytes they are dropped.
+const MOST_NOTES: usize = 4096;
 
 /// What both directions know of the session. A lock rather than messages: both look at every chunk, on one task, so it
 /// is never contended, and it is never held across an await.
@@ -24,6 +28,8 @@ pub(super) struct Watch {
     fetch_only: bool,
     /// Told when there is something to tell the manager.
     news: Notify,
+    /// Told when there is something to tell the client.
+    notes: Notify,
 }
 
 struct Observed {
@@ -33,6 +39,8 @@ struct Observed {
     was_building: bool,
     /// Whether no more is passed to the client once an error could be put in.
     stops: bool,
+    /// What the client is told where a line can be put in.
+    notes: Vec<u8>,
     build: Option<RunningBuild>,
     bytes_in: u64,
     bytes_out: u64,
@@ -75,6 +83,7 @@ impl Watch {
             client_is_current: true,
             was_building: false,
             stops: false,
+            notes: Vec::new(),
             build: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -84,6 +93,7 @@ impl Watch {
             observed: Mutex::new(seen),
             fetch_only,
             news: Notify::new(),
+            notes: Notify::new(),
         }
     }
 
@@ -105,7 +115,7 @@ impl Watch {
     pub(super) fn see_guest(&self, bytes: &[u8]) -> usize {
         let mut observed = self.lock();
         observed.client_is_current = false;
-        let (events, n_passed) = if observed.stops {
+        let (events, n_passed) = if observed.stops || !observed.notes.is_empty() {
             up_to_boundary(&mut observed.observer, bytes)
         } else {
             (observed.observer.from_server(bytes), bytes.len())
@@ -113,6 +123,31 @@ impl Watch {
         observed.bytes_out += n_passed as u64;
         self.note(&mut observed, events);
         n_passed
+    }
+
+    /// A line for the client, at the next place where one can be put in.
+    pub(super) fn note_for_client(&self, text: &str) {
+        let mut observed = self.lock();
+        if observed.notes.len() < MOST_NOTES {
+            let line = stderr::line(&format!("xpool: {text}"));
+            observed.notes.extend(line);
+            self.notes.notify_one();
+        }
+    }
+
+    /// Returns when there may be such a line.
+    pub(super) async fn has_note(&self) {
+        self.notes.notified().await;
+    }
+
+    /// Such lines, where they can be put in after all that was seen from the guest, which the client has received.
+    pub(super) fn take_notes(&self) -> Vec<u8> {
+        let mut observed = self.lock();
+        if observed.observer.error_can_be_sent() {
+            std::mem::take(&mut observed.notes)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Notes that the client has received all that was seen from the guest.
@@ -130,10 +165,15 @@ impl Watch {
         self.lock().stops = true;
     }
 
-    /// Whether that place was reached.
-    pub(super) fn has_stopped(&self) -> bool {
+    /// Whether what was seen from the guest ends at that place.
+    pub(super) fn stops_here(&self) -> bool {
         let observed = self.lock();
-        observed.stops && observed.client_is_current && observed.observer.error_can_be_sent()
+        observed.stops && observed.observer.error_can_be_sent()
+    }
+
+    /// Whether that place was reached, and the client has received all that was before it.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stops_here() && self.client_is_current()
     }
 
     /// Whether there may be outputs that the client has not fetched.

@@ -120,6 +120,7 @@ impl Way<'_> {
                     let _ = ticket.reports().send(SessionReport::Activity(does));
                     return Ok(Some((ticket, grant)));
                 }
+                Some(SessionUpdate::Note(_)) => {}
                 Some(SessionUpdate::Rejected(text)) => break text,
                 Some(SessionUpdate::VmGone { vm, cause, log }) => {
                     let log = log.display();

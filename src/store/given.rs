@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Inputs, Roots};
+use crate::nix::registrations::Registrations;
 use crate::nix::store_path::StorePath;
 
 /// The paths that were registered in one VM. They are held as long as this is there, over one connection however many
@@ -18,7 +19,7 @@ impl Given {
     pub async fn give(
         &mut self,
         inputs: Inputs,
-        register: impl AsyncFnOnce(&[u8]) -> anyhow::Result<()>,
+        register: impl AsyncFnOnce(&Registrations) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let new = inputs.beyond(&self.known);
         if new.is_empty() {

@@ -1,12 +1,12 @@
 //! What a session asked for and the store has.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Roots;
 use crate::nix::queries::PathInfo;
+use crate::nix::registrations::Registrations;
 use crate::nix::store_path::StorePath;
 
 /// Paths of the store with all that they refer to, which are held as long as this is there.
@@ -59,27 +59,15 @@ impl Inputs {
         unknown.cloned().collect()
     }
 
-    /// What registers these paths elsewhere, in the format of `nix-store --load-db` (`decodeValidPathInfo` of Nix).
-    pub(super) fn registrations(&self, paths: &[StorePath]) -> Vec<u8> {
-        let mut text = String::new();
+    /// What registers these paths elsewhere.
+    pub(super) fn registrations(&self, paths: &[StorePath]) -> Registrations {
+        let mut registrations = Registrations::default();
         for path in paths {
-            let Some(info) = self.found.get(path) else {
-                continue;
-            };
-            let deriver = info.deriver.as_ref().map_or("", StorePath::as_str);
-            // Writing into a string cannot fail.
-            let _ = writeln!(
-                text,
-                "{path}\n{}\n{}\n{deriver}\n{}",
-                info.nar_hash,
-                info.nar_size,
-                info.references.len()
-            );
-            for reference in &info.references {
-                let _ = writeln!(text, "{reference}");
+            if let Some(info) = self.found.get(path) {
+                registrations.add(path, info);
             }
         }
-        text.into_bytes()
+        registrations
     }
 }
 

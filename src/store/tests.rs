@@ -10,6 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::nix::handshake::{Promise, ServerProgress, ServerSide};
+use crate::nix::registrations::Registrations;
 use crate::nix::stderr;
 use crate::nix::wire::{Reader, Version, put_number, put_string, put_strings};
 
@@ -176,8 +177,8 @@ fn registrations(paths: &[(&str, &[&str])]) -> String {
 /// Gives inputs to a VM, and tells what it was to register.
 async fn give(given: &mut Given, inputs: Inputs) -> String {
     let mut told = String::new();
-    let register = async |text: &[u8]| {
-        told = String::from_utf8(text.to_vec()).unwrap();
+    let register = async |new: &Registrations| {
+        told = String::from_utf8(new.paths.clone()).unwrap();
         Ok(())
     };
     given.give(inputs, register).await.unwrap();
@@ -259,7 +260,7 @@ async fn after_a_registration_that_failed_all_is_given_again() {
     let inputs = store.look_up(vec![path("a")]).await.unwrap();
     give(&mut given, inputs).await;
     let inputs = store.look_up(vec![path("b")]).await.unwrap();
-    let refuse = async |_: &[u8]| anyhow::bail!("the guest has lost `a`");
+    let refuse = async |_: &Registrations| anyhow::bail!("the guest has lost `a`");
     given.give(inputs, refuse).await.unwrap_err();
     let inputs = store.look_up(vec![path("b")]).await.unwrap();
     let text = give(&mut given, inputs).await;

@@ -6,8 +6,11 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::guest_text::quoted;
+use super::out_of_memory::Kills;
 use crate::bounded_log::BoundedLog;
 
 /// The console log and its predecessor hold this much each: a boot writes 5 KiB, and a guest that floods its console
@@ -17,20 +20,29 @@ const LOG_LIMIT: u64 = 1024 * 1024;
 /// Twenty lines of a boot are far less.
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// Starts a new console log at `path` and copies `console` into it until it ends.
+/// Names of processes that a guest's kernel has killed for want of memory. A few are kept; more would say no more.
+pub(super) type KilledProcesses = mpsc::Receiver<String>;
+const KILLED_KEPT: usize = 4;
+
+/// Starts a new console log at `path` and copies `console` into it until it ends. Also gives what it says of memory.
 pub(super) fn record(
     console: impl AsyncRead + Unpin + Send + 'static,
     path: &Path,
-) -> io::Result<tokio::task::JoinHandle<()>> {
+) -> io::Result<(JoinHandle<()>, KilledProcesses)> {
     let log = BoundedLog::create(path, LOG_LIMIT)?;
-    Ok(tokio::spawn(copy(console, log)))
+    let (tell, killed) = mpsc::channel(KILLED_KEPT);
+    Ok((tokio::spawn(copy(console, log, tell)), killed))
 }
 
-async fn copy(mut console: impl AsyncRead + Unpin, log: BoundedLog) {
+async fn copy(mut console: impl AsyncRead + Unpin, log: BoundedLog, tell: mpsc::Sender<String>) {
     let mut chunk = vec![0; 16 * 1024];
     let mut log = Some(log);
+    let mut kills = Kills::default();
     // Read to the end whatever happens to the log: a guest must not wait for its console.
     while let Ok(length @ 1..) = console.read(&mut chunk).await {
+        for killed in kills.read(&chunk[..length]) {
+            let _ = tell.try_send(killed);
+        }
         // A write of a few KiB into the page cache; not worth another thread.
         let written = log.as_mut().map(|log| log.write_all(&chunk[..length]));
         if let (Some(Err(error)), Some(failed)) = (written, log.as_ref()) {
@@ -78,7 +90,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let console = std::io::Cursor::new("one\r\n\r\n\u{1b}two\r\nthree\r\n");
-        record(console, &path).unwrap().await.unwrap();
+        let (recorded, mut killed) = record(console, &path).unwrap();
+        recorded.await.unwrap();
+        assert_eq!(killed.recv().await, None);
         assert_eq!(last_lines(&path, 2), [" two", "three"]);
         assert_eq!(last_lines(&dir.path().join("none"), 2), [""; 0]);
     }

@@ -14,6 +14,7 @@ mod hop;
 pub mod host;
 pub mod leftovers;
 mod machine;
+mod out_of_memory;
 mod port;
 mod port_state;
 mod private_dir;
@@ -48,6 +49,7 @@ pub use shell::{SHELL_STREAMS, Shell, ShellProgram, ShellTerminal};
 
 use crate::config::vm::{Accel, Network, VmProfile};
 use crate::image::Image;
+use crate::nix::registrations::Registrations;
 
 /// Everything it takes to run one VM: one self-contained value that another host could execute.
 #[derive(Clone, Debug)]
@@ -131,9 +133,11 @@ pub trait RunningVm: Send + Sync + 'static {
     /// Opens a session into the guest's nix-daemon over port `xpool.<slot>`.
     fn open_hop(&self, slot: u32) -> impl Future<Output = anyhow::Result<Hop>> + Send;
 
-    /// Makes paths of the host's store valid in the guest, in the format of `nix-store --load-db`; all or none. Only for a VM
-    /// that has the store.
-    fn register(&self, registrations: &[u8]) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// Makes paths of the host's store valid in the guest; all or none. Only for a VM that has the store.
+    fn register(
+        &self,
+        registrations: &Registrations,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Resolves when the guest has closed port `xpool.<slot>` after a hop, so that the slot can be used again.
     fn slot_released(&self, slot: u32) -> impl Future<Output = anyhow::Result<()>> + Send;
@@ -151,6 +155,9 @@ pub trait RunningVm: Send + Sync + 'static {
     /// removal takes more than a second goes after that, and the process does not end before. Cancel safe.
     fn ended(&self) -> impl Future<Output = VmExit> + Send;
 
+    /// Resolves when the guest's kernel has killed a process for want of memory: its name. Cancel safe.
+    fn killed_for_memory(&self) -> impl Future<Output = String> + Send;
+
     /// Stops the guest's processors, so that it costs no processor time. Nothing in it goes on until [`Self::resume`].
     fn pause(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
 
@@ -162,6 +169,9 @@ pub trait RunningVm: Send + Sync + 'static {
 
     /// Whether its end needs no running guest: a clone is thrown away.
     fn is_disposable(&self) -> bool;
+
+    /// Whether a further build may not find enough room on its disk.
+    fn is_worn(&self) -> bool;
 
     /// Stops the VM: guest shutdown, then ACPI power button, then `quit`, then kill; a clone by `quit` at once. Returns at
     /// once; a second call is the same as one.

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use super::alive;
-use super::console;
+use super::console::{self, KilledProcesses};
 use super::guest_text::quoted;
 use super::wait::within;
 
@@ -38,6 +38,8 @@ pub(super) struct Process {
     child: Child,
     stderr: JoinHandle<Vec<String>>,
     console: JoinHandle<()>,
+    /// Until somebody listens.
+    killed: Option<KilledProcesses>,
 }
 
 impl Process {
@@ -69,13 +71,19 @@ impl Process {
         }
         let stdout = child.stdout.take().context("QEMU has no console pipe")?;
         let stderr = child.stderr.take().context("QEMU has no error pipe")?;
-        let console = console::record(stdout, console_log)
+        let (console, killed) = console::record(stdout, console_log)
             .with_context(|| format!("writing the console log `{}`", console_log.display()))?;
         Ok(Self {
             child,
             stderr: tokio::spawn(keep_last_lines(stderr)),
             console,
+            killed: Some(killed),
         })
+    }
+
+    /// What its guest says of memory that ran out, for the first who asks.
+    pub(super) fn killed(&mut self) -> Option<KilledProcesses> {
+        self.killed.take()
     }
 
     /// Its number, unless it was reaped.

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, GuestOutput};
+use super::console::KilledProcesses;
+use super::disk::Disk;
 use super::hop::Hop;
 use super::machine::{Machine, Wish};
 use super::port::Port;
@@ -17,6 +20,7 @@ use super::start::{DEATH_LIMIT, Origin, bring_up};
 use super::template::Templates;
 use super::wait::within;
 use super::{BootProgress, RunningVm, VmBackend, VmExit, VmSpec, clock, stop};
+use crate::nix::registrations::Registrations;
 
 /// Runs VMs in QEMU on this machine.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Qemu {
 pub struct QemuVm {
     machine: Arc<Machine>,
     guest: Guest,
+    killed: Mutex<Option<KilledProcesses>>,
+    disk: Disk,
     stop_grace: Duration,
     /// Whether it is one of many copies: then there is nothing in it that a shutdown would save.
     is_clone: bool,
@@ -76,10 +82,19 @@ fn gone(exit: &VmExit) -> anyhow::Error {
 }
 
 impl QemuVm {
-    pub(super) fn new(machine: Machine, guest: Guest, spec: &VmSpec, origin: Origin<'_>) -> Self {
+    pub(super) fn new(
+        machine: Machine,
+        guest: Guest,
+        killed: Option<KilledProcesses>,
+        disk: Disk,
+        spec: &VmSpec,
+        origin: Origin<'_>,
+    ) -> Self {
         Self {
             machine: Arc::new(machine),
             guest,
+            killed: Mutex::new(killed),
+            disk,
             stop_grace: spec.stop_grace,
             is_clone: matches!(origin, Origin::Template(_)),
         }
@@ -143,7 +158,7 @@ impl RunningVm for QemuVm {
         }
     }
 
-    async fn register(&self, registrations: &[u8]) -> anyhow::Result<()> {
+    async fn register(&self, registrations: &Registrations) -> anyhow::Result<()> {
         let registrar = self.guest.registrar.as_ref();
         let registrar = registrar.context("the VM does not have the host's store")?;
         registrar.register(registrations).await
@@ -170,6 +185,18 @@ impl RunningVm for QemuVm {
         self.machine.ended().await.exit
     }
 
+    async fn killed_for_memory(&self) -> String {
+        let mut killed = self.killed.lock().await;
+        match &mut *killed {
+            Some(killed) => match killed.recv().await {
+                Some(process) => process,
+                // The console has ended, as the VM has.
+                None => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
     async fn pause(&self) -> anyhow::Result<()> {
         self.guest.qmp.execute(qapi::qmp::stop {}).await.map(drop)
     }
@@ -185,6 +212,10 @@ impl RunningVm for QemuVm {
 
     fn is_disposable(&self) -> bool {
         self.is_clone
+    }
+
+    fn is_worn(&self) -> bool {
+        self.disk.is_worn()
     }
 
     fn power_down(&self) {

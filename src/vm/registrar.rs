@@ -13,6 +13,7 @@ use super::agent::Agent;
 use super::guest_text::quoted;
 use super::port::GUEST_PROGRAM;
 use super::wait::within;
+use crate::nix::registrations::Registrations;
 
 /// The guest starts a nix-store: half a second, on a starved host a hundred times that.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -64,12 +65,9 @@ impl Registrar {
     }
 
     /// Makes paths valid in the guest; all of them or, with an error, none.
-    pub(super) async fn register(&self, registrations: &[u8]) -> anyhow::Result<()> {
-        let request = [
-            format!("{}\n", registrations.len()).as_bytes(),
-            registrations,
-        ]
-        .concat();
+    pub(super) async fn register(&self, new: &Registrations) -> anyhow::Result<()> {
+        let lengths = format!("{} {}\n", new.paths.len(), new.addresses.len());
+        let request = [lengths.as_bytes(), &new.paths, &new.addresses].concat();
         let answer = self.exchange("the guest to register inputs", REGISTER_LIMIT, &request);
         match &answer.await?[..] {
             b"done" => Ok(()),
@@ -123,10 +121,9 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         let guest = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 8];
+            let mut request = [0; 15];
             stream.read_exact(&mut request).await.unwrap();
-            assert_eq!(&request, b"mount\n3\n");
-            stream.read_exact(&mut request[..3]).await.unwrap();
+            assert_eq!(&request, b"mount\n3 2\na\nbc\n");
             stream.write_all(answer).await.unwrap();
             stream.shutdown().await.unwrap();
             stream
@@ -134,7 +131,11 @@ mod tests {
         let host = async {
             let registrar = Registrar::connect(&socket).await.unwrap();
             registrar.mount().await.unwrap();
-            (registrar.register(b"a\nb").await, registrar.mount().await)
+            let new = Registrations {
+                paths: b"a\nb".to_vec(),
+                addresses: b"c\n".to_vec(),
+            };
+            (registrar.register(&new).await, registrar.mount().await)
         };
         tokio::join!(host, guest).0
     }

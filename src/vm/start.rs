@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Agent;
 use super::boot_error::{BootError, BootFailure, CONSOLE_LINES};
 use super::command::{self, Memory};
+use super::console::KilledProcesses;
+use super::disk::Disk;
 use super::hop::Hop;
 use super::machine::{Machine, Wish};
 use super::port::Port;
@@ -46,6 +48,7 @@ struct Started {
     layout: Layout,
     sinks: EventSinks,
     port_news: PortNews,
+    killed: Option<KilledProcesses>,
 }
 
 /// What is heard of ports: those of the slots, and the shell's.
@@ -70,6 +73,7 @@ pub(super) async fn bring_up(
         layout,
         sinks,
         port_news,
+        killed,
     } = started.with_context(|| format!("starting `{}`", spec.name))?;
     let (unmet, reached) = watch::channel(Unmet::new(Requirement::QemuAnswers));
     let note = |news: Unmet| {
@@ -90,7 +94,10 @@ pub(super) async fn bring_up(
         () = abort.cancelled() => BootFailure::Aborted,
         end = machine.ended() => BootFailure::Died(end.exit.in_words().to_owned()),
         ready = tokio::time::timeout(spec.boot_timeout, ready) => match ready {
-            Ok(Ok(guest)) => return Ok(QemuVm::new(machine, guest, spec, origin)),
+            Ok(Ok(guest)) => {
+                let disk = Disk { overlay: layout.overlay().to_owned(), gib: spec.profile.disk_gib };
+                return Ok(QemuVm::new(machine, guest, killed, disk, spec, origin));
+            }
             Ok(Err(error)) => BootFailure::Failed(reached.borrow().requirement, error),
             Err(_) => BootFailure::TimedOut(reached.borrow().clone(), spec.boot_timeout),
         },
@@ -112,12 +119,14 @@ async fn start(spec: &VmSpec, origin: Origin<'_>) -> anyhow::Result<Started> {
         (Some(ram), Origin::Template(_)) => Memory::Copied(ram),
         _ => Memory::Own,
     };
-    disk::create_overlay(&spec.qemu_img, &base, layout.overlay()).await?;
+    let disk_gib = spec.profile.disk_gib;
+    disk::create_overlay(&spec.qemu_img, &base, layout.overlay(), disk_gib).await?;
     let arguments = command::arguments(spec, memory, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
-    let process = Process::spawn(&spec.qemu, &arguments, dir.path(), &spec.console_log)?;
+    let mut process = Process::spawn(&spec.qemu, &arguments, dir.path(), &spec.console_log)?;
     let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
     Ok(Started {
+        killed: process.killed(),
         machine: Machine::new(process, dir, sources.fate),
         layout,
         sinks,

@@ -7,6 +7,7 @@
     reason = "shared by tests that each need a part of it"
 )]
 
+pub mod builder;
 pub mod inputs;
 pub mod machine;
 pub mod matrix;
@@ -17,6 +18,7 @@ pub mod qemu;
 pub mod rooted;
 pub mod roots_own;
 pub mod tier;
+pub mod tools;
 pub mod user;
 pub mod vm;
 mod watchdog;
@@ -79,6 +81,7 @@ impl Installation {
         let images = Path::new(&images).parent().unwrap().to_owned();
         let mut installation = Self::new(config);
         installation.images = images;
+        tools::put_into(installation.path());
         installation
     }
 

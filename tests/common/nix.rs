@@ -262,7 +262,7 @@ pub fn started(config: &str) -> (Installation, Serving) {
     (installation, serving)
 }
 
-/// A derivation whose builder is a shell script; `extra` are further attributes.
+/// A derivation whose builder is a script of the sandbox's shell and calls nothing; `extra` are further attributes.
 pub fn derivation(system: &str, name: &str, extra: &str, script: &str) -> String {
     format!(
         r#"derivation {{ name = "{name}"; system = "{system}"; builder = "/bin/sh"; {extra}
@@ -270,8 +270,17 @@ pub fn derivation(system: &str, name: &str, extra: &str, script: &str) -> String
     )
 }
 
+/// One whose builder finds tools in PATH; see [`tools`](super::tools).
+pub fn tooled(system: &str, name: &str, extra: &str, script: &str) -> String {
+    let extra = format!(r#"PATH = "${{./tools/{system}}}/bin:/bin"; {extra}"#);
+    derivation(system, name, &extra, script)
+}
+
+/// A script that writes what the kernel calls its processors, as `uname -m` does.
+pub const MACHINE: &str = "read -r machine < /proc/sys/kernel/arch; echo $machine > $out";
+
 /// A build that says that it runs, and then does for as many seconds.
 pub fn sleeper(seconds: u32) -> String {
     let script = format!("echo the build runs; sleep {seconds}; echo done > $out");
-    derivation("riscv64-linux", "sleeper", "", &script)
+    tooled("riscv64-linux", "sleeper", "", &script)
 }

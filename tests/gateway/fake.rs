@@ -14,6 +14,7 @@ use xpool::config::vm::{Accel, Network};
 use xpool::image::Image;
 use xpool::image::manifest::{ImageFile, ImageKind, Manifest};
 use xpool::nix::System;
+use xpool::nix::registrations::Registrations;
 use xpool::nix::stderr;
 use xpool::nix::wire::put_number;
 use xpool::vm::{BootProgress, Hop, RunningVm, Shell, ShellProgram, VmBackend, VmExit, VmSpec};
@@ -79,7 +80,7 @@ impl RunningVm for FakeVm {
         Ok(Hop::new(stream))
     }
 
-    async fn register(&self, _registrations: &[u8]) -> Result<()> {
+    async fn register(&self, _: &Registrations) -> Result<()> {
         Ok(())
     }
 
@@ -101,6 +102,10 @@ impl RunningVm for FakeVm {
         ended.unwrap()
     }
 
+    async fn killed_for_memory(&self) -> String {
+        std::future::pending().await
+    }
+
     async fn pause(&self) -> Result<()> {
         Ok(())
     }
@@ -115,6 +120,10 @@ impl RunningVm for FakeVm {
 
     fn is_disposable(&self) -> bool {
         true
+    }
+
+    fn is_worn(&self) -> bool {
+        false
     }
 
     fn power_down(&self) {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::common::builder::{By, LIMITS, SYSCTLS};
 use crate::common::nixes::Nixes;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
@@ -238,14 +239,37 @@ fn a_nixos_guest_keeps_the_contract() {
                 key => assert_eq!(conf_value(&settings[key]), value.trim(), "{key}"),
             }
         }
+        for (name, value, by) in SYSCTLS {
+            let set = &guest["boot"]["kernel"]["sysctl"][name];
+            match by {
+                By::Guest => assert_eq!(conf_value(set), value, "{name}"),
+                By::NixOs => assert_eq!(*set, Value::Null, "{name}"),
+            }
+        }
+        let daemon = &guest["systemd"]["services"]["nix-daemon"]["serviceConfig"];
+        for (limit, value) in LIMITS.iter().filter(|(limit, _)| limit.ends_with('n')) {
+            assert_eq!(conf_value(&daemon["LimitNOFILE"]), *value, "{limit}");
+        }
+        assert_eq!(daemon["IgnoreSIGPIPE"], false);
+        let disk = &guest["fileSystems"]["/"];
+        assert_eq!(disk["autoResize"], true);
+        assert!(!disk["options"].to_string().contains("noatime"));
         // An overlay's upper layer and its work folder are on one mount, and its files can be written.
         assert_eq!(guest["boot"]["nixStoreMountOpts"], json!([]));
         assert_ne!(guest["environment"]["etc"]["hosts"]["mode"], "symlink");
         assert_eq!(guest["networking"]["hostName"], "");
         let agent = &guest["systemd"]["services"]["qemu-guest-agent"];
         assert_eq!(agent["serviceConfig"]["KillMode"], "process");
+        assert_eq!(agent["serviceConfig"]["OOMScoreAdjust"], -1000);
         let path = agent["path"].to_string();
-        for package in ["gawk", "nix", "socat", "util-linux", "xpool-guest"] {
+        for package in [
+            "gawk",
+            "nix",
+            "socat",
+            "sqlite",
+            "util-linux",
+            "xpool-guest",
+        ] {
             assert!(path.contains(&format!("-{package}\"")), "{package}");
         }
         let agent = guest["services"]["qemuGuest"]["package"].as_str().unwrap();

@@ -60,6 +60,11 @@ in
       type = types.listOf (types.strMatching "([^\" \t\n]|\"[^\"]*\")+");
       default = [ ];
     };
+    # config/sysctl.nix, where a value is given once at each priority
+    boot.kernel.sysctl = mkOption {
+      type = types.attrsOf (types.either types.bool (types.either types.str types.int));
+      default = { };
+    };
     boot.kernelModules = strings;
     boot.kernelPackages = raw;
     boot.kernelPatches = mkOption {
@@ -106,6 +111,10 @@ in
         default = [ "defaults" ];
       };
       noCheck = mkOption {
+        type = types.bool;
+        default = false;
+      };
+      autoResize = mkOption {
         type = types.bool;
         default = false;
       };

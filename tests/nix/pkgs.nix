@@ -73,6 +73,7 @@ let
       "rustfmt"
       "shellcheck"
       "socat"
+      "sqlite"
       "statix"
       "util-linux"
       "xz"

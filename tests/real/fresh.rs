@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command};
 
-use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::nix::{Nix, derivation, sleeper, started, stderr, tooled};
 use crate::common::tier::volume;
 use crate::common::{Installation, Serving, ended, skip};
 use rustix::process::Signal;
@@ -178,7 +178,7 @@ fn eight_clones_serve_at_once_and_take_little_memory() {
     }
 
     let script = "read -r id < /proc/sys/kernel/random/boot_id; sleep 12; echo $id > $out";
-    let one = derivation(SYSTEM, "slow", "inherit n;", script);
+    let one = tooled(SYSTEM, "slow", "inherit n;", script);
     let eight = format!("map (n: {one}) [ 1 2 3 4 5 6 7 8 ]");
     let mut running = nix.start(&eight);
     installation.until("eight VMs build at the same moment", || {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::inputs::{SHARED, added, built, copied, damage, inputs, listing, on_host, said};
-use crate::common::nix::{Nix, Version, derivation, started};
+use crate::common::nix::{Nix, Version, derivation, started, tooled};
 use crate::common::tier::volume;
 use crate::common::{Installation, namespace};
 
@@ -211,7 +211,7 @@ fn odd_names(nix: &Nix<'_>) {
 
     let input = format!("input = {odd};");
     let script = format!("{{ echo $input; {SHOW}; }} > $out");
-    let mut results = built_of_shared(nix, &derivation(SYSTEM, "shows", &input, &script));
+    let mut results = built_of_shared(nix, &tooled(SYSTEM, "shows", &input, &script));
     let output = Command::new("sh")
         .args(["-c", SHOW])
         .env("input", &host)
@@ -230,7 +230,7 @@ fn a_large_file(nix: &Nix<'_>) {
     file.write_all(b"the end").unwrap();
     let input = format!("input = {};", large.display());
     let script = r#"echo "$(stat -c %s $input) $(tail -c 7 $input)" > $out"#;
-    let results = built_of_shared(nix, &derivation(SYSTEM, "large", &input, script));
+    let results = built_of_shared(nix, &tooled(SYSTEM, "large", &input, script));
     assert_eq!(results, ["1073741824 the end\n"]);
 }
 
@@ -274,7 +274,7 @@ fn a_builder_that_writes(nix: &Nix<'_>) {
     let path = said(nix, "nix-store", &["--add", folder.to_str().unwrap()]);
     let before = listing(&on_host(nix, &path));
     let input = format!("input = {};", folder.display());
-    let results = built_of_shared(nix, &derivation(SYSTEM, "writes", &input, CHANGES));
+    let results = built_of_shared(nix, &tooled(SYSTEM, "writes", &input, CHANGES));
     assert_eq!(results, ["12\n"]);
     assert_eq!(listing(&on_host(nix, &path)), before);
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::common::inputs::{SHARED, copied, inputs};
-use crate::common::nix::{Nix, derivation, started};
+use crate::common::nix::{Nix, started, tooled};
 use crate::common::{Installation, ended};
 
 const SYSTEM: &str = "riscv64-linux";
@@ -26,7 +26,7 @@ fn arguments_and_log(nix: &Nix<'_>, number: u32) -> (String, String) {
     let installation = nix.installation;
     let extra = format!(r#"input = builtins.toFile "input" "input {number}\n";"#);
     let script = "echo the build runs; sleep 3; cp $input $out";
-    let expression = derivation(SYSTEM, "reads", &extra, script);
+    let expression = tooled(SYSTEM, "reads", &extra, script);
     let mut running = nix.start(&expression);
     installation.until("the build runs", || {
         running.log().contains("the build runs")

@@ -3,7 +3,7 @@
 use crate::common::Installation;
 use crate::common::inputs::{SHARED, added, copied, inputs, on_host, said};
 use crate::common::namespace;
-use crate::common::nix::{Nix, derivation, started, stderr};
+use crate::common::nix::{Nix, started, stderr, tooled};
 use crate::common::{Serving, ended};
 
 const SYSTEM: &str = "riscv64-linux";
@@ -23,7 +23,7 @@ fn garbage_collection_on_this_machine_takes_nothing_from_a_build_that_runs() {
     // The guest has read none of these before they could be deleted.
     let many = r#"many = map (i: builtins.toFile "input-${toString i}" "input ${toString i}\n") (builtins.genList (i: i) 50);"#;
     let script = "echo the build runs; sleep 5; cat $many > $out";
-    let reads = derivation(SYSTEM, "reads", many, script);
+    let reads = tooled(SYSTEM, "reads", many, script);
     let mut running = nix.start(&reads);
     installation.until("the build runs", || {
         running.log().contains("the build runs")

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod builder;
 mod builds;
 mod contract;
 mod fresh;

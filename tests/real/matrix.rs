@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
-use crate::common::nix::{Nix, Transport, Version, derivation, started};
+use crate::common::nix::{MACHINE, Nix, Transport, Version, derivation, started, tooled};
 use crate::common::{Installation, namespace, skip};
 
 /// Few, so that clients wait for each other's builds as well.
@@ -84,12 +84,12 @@ fn with_inputs_and_three_outputs(client: &Client<'_>) {
         tree.display()
     );
     let script = r#"cat "$tree/file with spaces" $file > $out"#;
-    let first = derivation(SYSTEM, "first", &extra, script);
+    let first = tooled(SYSTEM, "first", &extra, script);
     let extra = format!(r#"outputs = [ "out" "dev" "doc" ]; first = {first};"#);
     let script = r#"cat $first > $out
         mkdir -p $dev/deep; echo "$out" > $dev/deep/refers
         echo "$dev" > $doc"#;
-    let second = derivation(SYSTEM, "second", &extra, script);
+    let second = tooled(SYSTEM, "second", &extra, script);
     let (paths, _) = client.ok(&mut client
         .nix
         .build(&format!("let d = {second}; in [ d.out d.dev d.doc ]")));
@@ -111,10 +111,7 @@ fn every_client_builds_with_inputs_and_three_outputs_and_without_any() {
         return;
     };
     each(&clients(&installation, CLIENTS), |client| {
-        let trivial = format!(
-            r#"derivation {{ name = "trivial"; system = "{SYSTEM}"; builder = "/bin/sh";
-                args = [ "-c" "uname -m > $out" ]; }}"#
-        );
+        let trivial = derivation(SYSTEM, "trivial", "", MACHINE);
         assert_eq!(client.built(&trivial), ["riscv64\n"]);
         with_inputs_and_three_outputs(client);
     });
@@ -154,7 +151,7 @@ fn keeps_going(client: &Client<'_>) {
         "inherit n;",
         "echo number $n is bad; exit $n",
     );
-    let needs = derivation(SYSTEM, "needs", "inherit first;", "cp $first $out");
+    let needs = tooled(SYSTEM, "needs", "inherit first;", "cp $first $out");
     let all = format!(
         "let good = n: {good}; bad = n: {bad}; needs = first: {needs};
          in [ (bad 4) (good 1) (needs (bad 4)) (good 2) (bad 5) (needs (good 3)) ]"
@@ -212,7 +209,7 @@ fn fixed_output(name: &str, script: &str) -> String {
         r#"outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "{}";"#,
         KNOWN.1
     );
-    derivation(SYSTEM, name, &extra, script)
+    tooled(SYSTEM, name, &extra, script)
 }
 
 /// A web server on this machine's loopback that serves the known content to one after another; its port. It ends with the
@@ -254,7 +251,7 @@ fn clients_have_known_content_made_and_fetched_and_no_other() {
         let (_, log) = client.fails(&mut client.nix.build(&other));
         assert!(log.contains("hash mismatch"), "{}: {log}", client.name);
         // Nothing else has a network.
-        let fetch = derivation(SYSTEM, "sandboxed", "", &fetch);
+        let fetch = tooled(SYSTEM, "sandboxed", "", &fetch);
         client.fails(&mut client.nix.build(&fetch));
     });
 }

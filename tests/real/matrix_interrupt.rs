@@ -4,7 +4,7 @@
 use std::fs;
 
 use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
-use crate::common::nix::{Running, derivation};
+use crate::common::nix::{Running, derivation, tooled};
 use crate::common::tier::volume;
 use crate::common::{Installation, ended, pid_of};
 use rustix::process::{Signal, kill_process_group};
@@ -68,7 +68,7 @@ fn clients_that_are_interrupted_while_they_build_or_wait_for_it_leave_nothing() 
     let clients = clients(&installation, CLIENTS);
     let endless = |n: u32| {
         let script = "echo the build runs; while :; do sleep 1; done";
-        derivation(SYSTEM, "endless", &format!("n = {n};"), script)
+        tooled(SYSTEM, "endless", &format!("n = {n};"), script)
     };
     let building = each(&clients, |client| {
         let running = client.start("building", &endless(1));
@@ -128,7 +128,7 @@ fn clients_that_are_interrupted_while_they_copy_either_way_leave_nothing() {
     });
     all_is_free(&installation, &clients);
     let script = format!("head -c {} /dev/zero > $out", large_size());
-    let gives = derivation(SYSTEM, "gives", "", &script);
+    let gives = tooled(SYSTEM, "gives", "", &script);
     each(&clients, |client| {
         let running = client.start("downloading", &gives);
         until_it_does(client, "copying outputs", &running);

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
 use crate::common::matrix::{Client, Clients, SYSTEM, clients, each, installed};
-use crate::common::nix::{Transport, derivation, stderr};
+use crate::common::nix::{Transport, derivation, stderr, tooled};
 use crate::common::tier::volume;
 use crate::common::{ended, now};
 use sha2::{Digest as _, Sha256};
@@ -35,7 +35,7 @@ fn says_much(client: &Client<'_>) {
         yes $line | head -n {lines}
         echo that was all; echo done > $out"
     );
-    let says_much = derivation(SYSTEM, "says-much", "", &script);
+    let says_much = tooled(SYSTEM, "says-much", "", &script);
     let output = client.nix.build(&says_much).output().unwrap();
     assert!(
         output.status.success(),
@@ -138,10 +138,7 @@ fn gives_much(client: &Client<'_>) {
         n=0
         while [ $n -lt {blocks} ]; do n=$((n + 1)); printf '%07d\n' $n; cat block; done > $out"
     );
-    let (path, _) =
-        client.ok(&mut client
-            .nix
-            .build(&derivation(SYSTEM, "gives-much", "", &script)));
+    let (path, _) = client.ok(&mut client.nix.build(&tooled(SYSTEM, "gives-much", "", &script)));
     let file = fs::File::open(client.on_host(path.trim())).unwrap();
     assert_eq!(file.metadata().unwrap().len(), blocks as u64 * 1_000_000);
     let mut reader = BufReader::with_capacity(1 << 20, file);
@@ -182,8 +179,8 @@ fn leaves() -> usize {
 fn many() -> String {
     let (leaves, middles) = (leaves(), middles());
     let leaf = derivation(SYSTEM, "leaf", "inherit n;", "echo $n > $out");
-    let middle = derivation(SYSTEM, "middle", "inherit needed;", "cat $needed > $out");
-    let top = derivation(
+    let middle = tooled(SYSTEM, "middle", "inherit needed;", "cat $needed > $out");
+    let top = tooled(
         SYSTEM,
         "top",
         "inherit middles;",
@@ -229,7 +226,7 @@ fn builds_that_say_nothing_for_long_end_well_beside_many_at_once() {
         "echo from now on silent; sleep {}; echo silent > $out",
         SILENCE.as_secs()
     );
-    let silent = derivation(SYSTEM, "silent", "", &script);
+    let silent = tooled(SYSTEM, "silent", "", &script);
     let running = each(&clients, |client| {
         let running = client.start("silent", &silent);
         let name = &client.name;

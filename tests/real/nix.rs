@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::nix::{Nix, derivation, sleeper, started, stderr, tooled};
 use crate::common::{ended, now, pid_of, signal};
 use rustix::process::{Signal, kill_process_group};
 
@@ -33,7 +33,9 @@ fn aarch64_builds_a_derivation_with_inputs_and_two_outputs() {
         SYSTEM,
         "second",
         &extra,
-        r#"read -r text < $first; echo "$text, on $(uname -m), $(uname -r)" > $out; echo "$out" > $dev"#,
+        r#"read -r text < $first
+            read -r machine < /proc/sys/kernel/arch; read -r kernel < /proc/sys/kernel/osrelease
+            echo "$text, on $machine, $kernel" > $out; echo "$out" > $dev"#,
     );
     let both = format!("let d = {second}; in [ d.out d.dev ]");
     let results = nix.results(&both);
@@ -107,7 +109,7 @@ fn aarch64_failing_derivation_shows_its_log_and_exits_as_with_any_remote_builder
 fn eight_builds_at_once_share_two_vms() {
     let (installation, _serving) = started("[pool]\nmax-vms = 2\nbuild-machines = 8\n");
     let nix = Nix::new(&installation);
-    let one = derivation(
+    let one = tooled(
         "riscv64-linux",
         "one",
         "inherit n;",
@@ -287,4 +289,34 @@ fn a_second_signal_to_the_manager_does_not_wait_for_the_build() {
     assert_eq!(serving.ended(), Some(0));
     assert_ne!(ended(&mut running.child), Some(0), "{}", running.log());
     assert!(installation.qemus().is_empty() && installation.leftovers().is_empty());
+}
+
+/// What people say to their ssh for all hosts, and never mean for a build machine.
+const OF_ALL_HOSTS: &str = "Host *
+  ControlMaster auto
+  ControlPath [DIR]/%C
+  ControlPersist 10m
+  ForwardAgent yes
+  LocalForward 1 localhost:1
+  PermitLocalCommand yes
+  LocalCommand echo a local command
+  ProxyJump nowhere.invalid
+  RemoteCommand true
+  RequestTTY force
+";
+
+#[test]
+fn what_a_persons_ssh_does_for_all_hosts_is_not_done_for_the_gateway() {
+    let (installation, _serving) = started("[pool]\nmax-vms = 2\n");
+    let mut nix = Nix::new(&installation);
+    let dir = installation.path();
+    let ours = fs::read_to_string(&nix.ssh_config).unwrap();
+    let theirs = OF_ALL_HOSTS.replace("[DIR]", dir.to_str().unwrap());
+    nix.ssh_config = dir.join("both");
+    fs::write(&nix.ssh_config, ours + &theirs).unwrap();
+    let one = derivation("riscv64-linux", "one", "inherit n;", "echo $n > $out");
+    for n in ["1", "2"] {
+        let two = format!("map (n: {one}) [ \"{n}a\" \"{n}b\" ]");
+        assert_eq!(nix.results(&two), [format!("{n}a\n"), format!("{n}b\n")]);
+    }
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::nix::{derivation, stderr};
-use crate::common::{Installation, ended, signal};
+use crate::common::nix::{MACHINE, derivation, stderr, tooled};
+use crate::common::{Installation, ended, signal, tools};
 use rustix::process::Signal;
 
 const RISCV64: &str = "riscv64-linux";
@@ -32,7 +32,8 @@ fn run(installation: &Installation, systems: &[&str], command: &[&str]) -> Comma
     let mut command = installation.command(&args);
     command
         .env("NIX_CONF_DIR", installation.path())
-        .env_remove("NIX_REMOTE");
+        .env_remove("NIX_REMOTE")
+        .current_dir(installation.path());
     command
 }
 
@@ -77,7 +78,7 @@ fn assert_nothing_is_left(installation: &Installation) {
 #[test]
 fn a_command_builds_for_both_systems_and_leaves_nothing() {
     let installation = installation();
-    let one = |system| derivation(system, "machine", "", "uname -m > $out");
+    let one = |system| derivation(system, "machine", "", MACHINE);
     let both = format!("[ ({}) ({}) ]", one(RISCV64), one(AARCH64));
     let output = build(&installation, &["riscv64", "aarch64"], &both).output();
     let output = output.unwrap();
@@ -112,7 +113,7 @@ fn the_exit_code_is_the_commands() {
 
 /// A command whose build runs in a VM.
 fn building(installation: &Installation) -> Child {
-    let expression = derivation(RISCV64, "sleeper", "", "echo it runs; sleep 1000");
+    let expression = tooled(RISCV64, "sleeper", "", "echo it runs; sleep 1000");
     let mut command = build(installation, &["riscv64"], &expression);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -188,8 +189,11 @@ fn flake_of_an_image(installation: &Installation, image: &Path) -> PathBuf {
     fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
     let flake = r#"{ outputs = { self }: { packages.x86_64-linux.image-riscv64-linux-native = derivation {
         name = "image"; system = "riscv64-linux"; builder = "/bin/sh"; files = self.outPath;
+        PATH = "${./tools/riscv64-linux}/bin";
         args = [ "-c" "mkdir $out && cp $files/kernel $files/initrd $files/disk.qcow2 $out && \
-            sed s/@machine@/$(uname -m)/ $files/manifest.json > $out/manifest.json" ]; }; }; }"#;
+            read -r machine < /proc/sys/kernel/arch && \
+            sed s/@machine@/$machine/ $files/manifest.json > $out/manifest.json" ]; }; }; }"#;
+    tools::put_into(&dir);
     fs::write(dir.join("flake.nix"), flake).unwrap();
     dir
 }

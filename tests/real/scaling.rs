@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::common::nix::{Nix, Running, derivation, started};
+use crate::common::nix::{Nix, Running, derivation, started, tooled};
 use crate::common::tier::volume;
 use crate::common::{Installation, qemu};
 use serde_json::Value;
@@ -14,7 +14,7 @@ const AARCH64: &str = "aarch64-linux";
 /// So many builds that may be done at the same time, and take some time each.
 fn burst(system: &str, count: u32, seconds: u32) -> String {
     let script = format!("sleep {seconds}; echo number $n > $out");
-    let one = derivation(system, "one-of-many", "inherit n;", &script);
+    let one = tooled(system, "one-of-many", "inherit n;", &script);
     format!("builtins.genList (n: {one}) {count}")
 }
 

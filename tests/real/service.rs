@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::common::inputs::copied;
 use crate::common::machine::Machine;
-use crate::common::nix::{derivation, sleeper, stderr};
-use crate::common::{ended, roots_own, skip};
+use crate::common::nix::{MACHINE, derivation, sleeper, stderr};
+use crate::common::{ended, roots_own, skip, tools};
 
 const SYSTEM: &str = "riscv64-linux";
 
@@ -59,6 +59,9 @@ fn machine(test: &str) -> Option<Machine> {
         Path::new("scripts/systemd"),
         &format!("{CLONE}/scripts/systemd"),
     );
+    let place = tempfile::tempdir().unwrap();
+    tools::put_into(place.path());
+    machine.copy(&place.path().join("tools"), "/tools");
     Some(machine)
 }
 
@@ -125,13 +128,15 @@ fn property(machine: &Machine, name: &str) -> String {
 
 /// A build of the ordinary user's, ready to run. It does not know of xpool.
 fn build(machine: &Machine, expression: &str) -> Command {
-    machine.command("alice", &["nix-build", "--no-out-link", "-E", expression])
+    // The folder `tools` is there.
+    let command = ["env", "--chdir=/", "nix-build", "--no-out-link", "-E"];
+    machine.command("alice", &[&command[..], &[expression]].concat())
 }
 
 /// Builds something whose input is in this machine's store; what came of it.
 #[track_caller]
 fn built(machine: &Machine, name: &str) -> String {
-    let expression = derivation(SYSTEM, name, "", "uname -m > $out");
+    let expression = derivation(SYSTEM, name, "", MACHINE);
     let output = build(machine, &expression).output().unwrap();
     let log = stderr(&output);
     assert!(output.status.success(), "{log}\n{}", machine.logs());
@@ -142,7 +147,7 @@ fn built(machine: &Machine, name: &str) -> String {
 
 /// A build that has been asked for.
 fn begun(machine: &Machine, name: &str) -> Child {
-    spawned(machine, &derivation(SYSTEM, name, "", "uname -m > $out"))
+    spawned(machine, &derivation(SYSTEM, name, "", MACHINE))
 }
 
 fn spawned(machine: &Machine, expression: &str) -> Child {
@@ -345,7 +350,7 @@ fn a_persons_own_service_builds_for_that_person() {
     install(&machine, USER_UNIT, "alice");
     shell(&machine, "alice", "~/.cargo/bin/xpool machines --install");
 
-    let expression = derivation(SYSTEM, "own", "", "uname -m > $out");
+    let expression = derivation(SYSTEM, "own", "", MACHINE);
     let mut build = build(&machine, &expression);
     let output = build
         .args(["--store", "/home/alice/store"])

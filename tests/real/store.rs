@@ -11,7 +11,8 @@ fn builds_from_a_source(nix: &Nix<'_>) {
     let dir = nix.installation.path();
     fs::write(dir.join("source"), "from a source").unwrap();
     let source = format!("source = {}/source;", dir.display());
-    let script = r#"read -r text < $source; echo "$text, on $(uname -m)" > $out"#;
+    let script = r#"read -r text < $source; read -r machine < /proc/sys/kernel/arch
+        echo "$text, on $machine" > $out"#;
     let derivation = derivation("riscv64-linux", "from-source", &source, script);
     assert_eq!(nix.results(&derivation), ["from a source, on riscv64\n"]);
     let output = nix.build(&derivation).output().unwrap();

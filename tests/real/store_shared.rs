@@ -6,6 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use xpool::nix::System;
+use xpool::nix::registrations::Registrations;
 use xpool::vm::{Qemu, QemuVm, RunningVm as _, VmSpec};
 
 use crate::common::inputs::{damage, listing};
@@ -62,8 +63,11 @@ impl HostStore {
     }
 
     /// What registers paths in a guest.
-    fn registrations(&self, paths: &[&str]) -> Vec<u8> {
-        self.nix_store(&[&["--dump-db"], paths].concat()).into()
+    fn registrations(&self, paths: &[&str]) -> Registrations {
+        Registrations {
+            paths: self.nix_store(&[&["--dump-db"], paths].concat()).into(),
+            ..Registrations::default()
+        }
     }
 
     fn spec(&self) -> VmSpec {
@@ -227,10 +231,14 @@ async fn a_guest_refuses_what_is_no_registration_and_takes_the_next_one() {
     // Not a copy: a guest that boots starts its registrar itself.
     let vm = boot_with(&Qemu::default(), store.spec()).await;
     let unused = store.add("unused", "what nonsense is about");
-    let nonsense = nonsense(&store.registrations(&[&unused]));
+    let nonsense = nonsense(&store.registrations(&[&unused]).paths);
     let mut taken = Vec::new();
     for (number, bad) in nonsense.iter().enumerate() {
-        let refused = vm.register(bad).await;
+        let registrations = Registrations {
+            paths: bad.clone(),
+            ..Registrations::default()
+        };
+        let refused = vm.register(&registrations).await;
         let error = format!("{:#}", refused.expect_err(&String::from_utf8_lossy(bad)));
         assert!(
             error.contains("did not register inputs: failed: error: "),

@@ -75,6 +75,7 @@ where
             tokio::select! {
                 exit = vm.ended() => break exit,
                 command = commands.recv() => self.obey(command),
+                process = vm.killed_for_memory() => (self.news)(VmNews::OutOfMemory(process)),
                 Some(Ok((session, ended))) = self.sessions.join_next() => {
                     if let Err(exit) = self.session_ended(session, ended) {
                         break exit;
@@ -134,6 +135,9 @@ where
         let slot = self.slots.free(session);
         match ended {
             Ok(()) => {
+                if self.vm.is_worn() {
+                    (self.news)(VmNews::Worn);
+                }
                 (self.news)(VmNews::SlotFree(session));
                 if let Some(slot) = slot {
                     self.aheads.spawn(open_ahead(self.resting.clone(), slot));

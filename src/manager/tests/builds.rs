@@ -193,3 +193,22 @@ async fn a_session_is_given_the_limits_of_its_pool() {
         other => panic!("{other:?}"),
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_told_that_memory_ran_out_and_so_is_who_asks_for_its_build() {
+    let fixture = Fixture::new(1);
+    let (mut ticket, _hop) = telling(&fixture, &[began("link")]).await;
+    builds(&fixture, |builds| !builds.is_empty()).await;
+    fixture.backend.run_out_of_memory(0);
+    let Some(SessionUpdate::Note(text)) = ticket.next().await else {
+        panic!("no note")
+    };
+    let told = "memory ran out in riscv64-1, and its kernel killed `cc1plus`: a VM has 2048 MiB (`memory-mib` in xpool.toml)";
+    assert_eq!(text, told);
+    let failure = Some("builder failed with exit code 1".to_owned());
+    let ended = BuildEnded { failure, cpu: None };
+    tell(&ticket, SessionReport::BuildEnded(ended)).await;
+    let builds = builds(&fixture, all_ended).await;
+    let because = "out of memory: `cc1plus` was killed; builder failed with exit code 1";
+    assert_eq!(builds[0].outcome, Some(failed(because)));
+}

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{BOOT, SYSTEM};
 use crate::config::vm::{Accel, Network};
 use crate::image::Image;
 use crate::image::manifest::{ImageFile, ImageKind, Manifest};
+use crate::nix::registrations::Registrations;
 use crate::vm::{
     BootProgress, Hop, RunningVm, SHELL_STREAMS, Shell, ShellProgram, VmBackend, VmExit, VmSpec,
 };
@@ -49,6 +50,8 @@ pub(super) struct FakeBackend {
 struct Traces {
     exit: watch::Sender<Option<VmExit>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
+    killed: Arc<Notify>,
+    is_worn: Arc<AtomicBool>,
 }
 
 impl FakeBackend {
@@ -56,6 +59,18 @@ impl FakeBackend {
     pub(super) fn break_vm(&self, n: usize) {
         let died = VmExit::Died("QEMU was killed by signal 9".to_owned());
         self.vms.lock().unwrap()[n].exit.send_replace(Some(died));
+    }
+
+    /// Has memory run out in the n-th VM that was started.
+    pub(super) fn run_out_of_memory(&self, n: usize) {
+        self.vms.lock().unwrap()[n].killed.notify_one();
+    }
+
+    /// Has the disk of the n-th VM that was started be nearly full.
+    pub(super) fn wear_out(&self, n: usize) {
+        self.vms.lock().unwrap()[n]
+            .is_worn
+            .store(true, Ordering::Relaxed);
     }
 
     /// What was done to the n-th VM that was started.
@@ -95,6 +110,8 @@ impl VmBackend for FakeBackend {
         let traces = Traces {
             exit: watch::Sender::new(None),
             calls: Arc::default(),
+            killed: Arc::default(),
+            is_worn: Arc::default(),
         };
         self.vms.lock().unwrap().push(traces.clone());
         Ok(FakeVm {
@@ -126,7 +143,12 @@ impl RunningVm for FakeVm {
         Ok(Hop::new(stream))
     }
 
-    async fn register(&self, _registrations: &[u8]) -> anyhow::Result<()> {
+    async fn killed_for_memory(&self) -> String {
+        self.traces.killed.notified().await;
+        "cc1plus".to_owned()
+    }
+
+    async fn register(&self, _: &Registrations) -> anyhow::Result<()> {
         self.note("register");
         Ok(())
     }
@@ -194,6 +216,10 @@ impl RunningVm for FakeVm {
 
     fn is_disposable(&self) -> bool {
         self.is_disposable
+    }
+
+    fn is_worn(&self) -> bool {
+        self.traces.is_worn.load(Ordering::Relaxed)
     }
 
     fn power_down(&self) {

@@ -15,6 +15,18 @@ async fn a_vm_that_has_done_its_build_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_whose_disk_is_used_up_has_no_further_build() {
+    let fixture = Fixture::with(policy(Reuse::Always, 1), "/nonexistent".into());
+    let mut first = fixture.open().await;
+    let (used, hop) = granted(&mut first).await;
+    fixture.backend.wear_out(0);
+    let mut second = fixture.open().await;
+    drop((first, hop));
+    let (other, _hop) = granted(&mut second).await;
+    assert_eq!((used.as_str(), other.as_str()), ("riscv64-1", "riscv64-2"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_fetches_from_the_vm_that_has_built() {
     let fixture = Fixture::new(2);
     let mut first = fixture.open_by(3, false).await;

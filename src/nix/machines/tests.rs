@@ -117,6 +117,17 @@ fn ssh_finds_the_gateway_and_knows_it_by_its_alias() {
       # A gateway that hangs is noticed within a minute and a half.
       ServerAliveInterval 30
       ServerAliveCountMax 3
+      # What `Host *` says of people's connections is not for this one.
+      BatchMode yes
+      ClearAllForwardings yes
+      ControlMaster no
+      ControlPath none
+      ForwardAgent no
+      ForwardX11 no
+      PermitLocalCommand no
+      ProxyCommand none
+      RemoteCommand none
+      RequestTTY no
     "#);
 }
 

@@ -54,6 +54,7 @@ fn what_is_known_of_a_path_is_read() {
         nar_hash: HASH.to_owned(),
         references: vec![path(A), path(B)],
         nar_size: 4096,
+        content_address: None,
     };
     assert_eq!(info, Ok(Some(expected)));
     let none = read(&info_reply(false), |reader| read_path_info(reader, NEW));

@@ -25,7 +25,7 @@ const WAS_LONG: &str = "xpool: riscv64-1: building hello-2.12.drv was ended: it 
     (timeout of the pool; set it in xpool.toml); `xpool logs hello-2.12.drv` shows its last lines";
 
 /// A session whose first operation its guest has received.
-async fn begun(first: &[u8], limits: BuildLimits) -> (Rig, NewSession, UnixStream) {
+pub(super) async fn begun(first: &[u8], limits: BuildLimits) -> (Rig, NewSession, UnixStream) {
     let (rig, session) = Rig::parked_with(first).await;
     let mut guest = grant_limited(&session, false, limits).await;
     let early = shake_hands_as_guest(&mut guest).await;
@@ -33,7 +33,7 @@ async fn begun(first: &[u8], limits: BuildLimits) -> (Rig, NewSession, UnixStrea
     (rig, session, guest)
 }
 
-fn log_line(text: &str) -> Vec<u8> {
+pub(super) fn log_line(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     for number in [stderr::RESULT, 1, 101, 1, 1] {
         put_number(&mut out, number);
@@ -43,7 +43,7 @@ fn log_line(text: &str) -> Vec<u8> {
 }
 
 /// The guest says this, and the client hears it.
-async fn say(rig: &mut Rig, guest: &mut UnixStream, frame: &[u8]) {
+pub(super) async fn say(rig: &mut Rig, guest: &mut UnixStream, frame: &[u8]) {
     guest.write_all(frame).await.unwrap();
     rig.expect(frame).await;
 }

@@ -90,7 +90,7 @@ fn riscv64_under_emulation_with_network() {
     -name riscv64-1
     -machine virt
     -accel tcg,thread=multi
-    -cpu rv64
+    -cpu rv64,sv57=off
     -smp 2
     -m 2048
     -kernel /img/kernel

@@ -11,7 +11,7 @@ use crate::vm::command::{self, Memory};
 use crate::vm::private_dir::Layout;
 
 /// How templates are made and stored; raised when that changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Everything that must be the same for a saved guest to be restored. `virt` of riscv64 has no versions, so nothing less
 /// than QEMU's very program will do.
@@ -25,6 +25,8 @@ pub(super) struct Key {
     host: String,
     /// SHA-256 of kernel, initial RAM disk and disk.
     image: Vec<String>,
+    /// The size of its disk, which its file system has taken.
+    disk_gib: u32,
     /// QEMU's arguments, as they were if every VM had the same name and folder.
     arguments: Vec<String>,
 }
@@ -38,6 +40,7 @@ impl Key {
             qemu: spec.qemu_identity.clone(),
             host: host(spec.accel),
             image: digests(&spec.image),
+            disk_gib: spec.profile.disk_gib,
             arguments: arguments(spec),
         }
     }
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn what_a_saved_guest_depends_on_makes_one_and_is_named() {
         type Change = fn(&mut VmSpec);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 7] = [
             (
                 |spec| spec.qemu_identity = "9".to_owned(),
                 "QEMU has changed",
@@ -147,6 +150,10 @@ mod tests {
             ),
             (
                 |spec| spec.profile.memory_mib += 1,
+                "the VMs are laid out in another way",
+            ),
+            (
+                |spec| spec.profile.disk_gib += 1,
                 "the VMs are laid out in another way",
             ),
             (

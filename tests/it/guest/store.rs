@@ -8,6 +8,9 @@ use super::root::{Guest, Running, Shell, in_each_shell};
 /// Stands for nix-store: keeps what it is given. By `exec`, since it must be seen to wait for its input.
 const KEEPS: &str = "echo \"NIX_REMOTE=${NIX_REMOTE-}\" >>/calls; exec cat >/registered";
 
+/// Stands for sqlite3: the same with the statements that it is given.
+const EDITS: &str = "exec cat >/edited";
+
 /// The same, one that fails when it has read its input, and says these lines.
 fn fails_with(lines: &[&str]) -> String {
     let says: Vec<String> = lines
@@ -42,6 +45,7 @@ impl Registrar {
     fn new(shell: Shell, nix_store: &str) -> Self {
         let guest = Guest::new(shell);
         guest.program("nix-store", nix_store);
+        guest.program("sqlite3", EDITS);
         let port = Port::of_lines(&guest, "xpool.store");
         let running = guest.start(&["store-register"]);
         assert_eq!(port.line(), "ready");
@@ -54,7 +58,14 @@ impl Registrar {
 
     #[track_caller]
     fn register(&self, text: &str) -> String {
-        self.port.send(format!("{}\n{text}", text.len()).as_bytes());
+        self.register_with(text, "")
+    }
+
+    /// The same, with content addresses.
+    #[track_caller]
+    fn register_with(&self, text: &str, addresses: &str) -> String {
+        let request = format!("{} {}\n{text}{addresses}", text.len(), addresses.len());
+        self.port.send(request.as_bytes());
         self.port.line()
     }
 }
@@ -64,8 +75,16 @@ fn a_registration_arrives_whole_and_is_answered() {
     in_each_shell("a_registration_arrives_whole_and_is_answered", |shell| {
         let registrar = Registrar::new(shell, KEEPS);
         // It waits for its input already, and it asks no daemon.
-        let calls = ["nix-store --load-db", "NIX_REMOTE="];
-        assert_eq!(registrar.guest.calls(), calls);
+        let calls = registrar.guest.calls();
+        let is_called = |call: &str| calls.iter().any(|line| line == call);
+        assert!(
+            is_called("nix-store --load-db") && is_called("NIX_REMOTE="),
+            "{calls:?}"
+        );
+        assert!(
+            is_called("sqlite3 -batch -bail /nix/var/nix/db/db.sqlite"),
+            "{calls:?}"
+        );
 
         let many: Vec<String> = (0..300)
             .map(|n| registration(&format!("{n:032}-input"), &["a-b", "c"]))
@@ -73,8 +92,38 @@ fn a_registration_arrives_whole_and_is_answered() {
         let text = many.concat();
         assert_eq!(registrar.register(&text), "done");
         assert_eq!(registrar.guest.read("/registered"), text);
-        assert_eq!(registrar.guest.calls(), calls, "nix-store started again");
+        assert_eq!(registrar.guest.calls(), calls, "something is started again");
     });
+}
+
+#[test]
+fn content_addresses_are_written_into_nixs_database() {
+    in_each_shell(
+        "content_addresses_are_written_into_nixs_database",
+        |shell| {
+            let registrar = Registrar::new(shell, KEEPS);
+            let path = "/nix/store/0-a";
+            let text = registration("0-a", &[]);
+            for address in ["text:sha256:1a", "fixed:r:sha256:2b"] {
+                let addresses = format!("{path} {address}\n");
+                assert_eq!(registrar.register_with(&text, &addresses), "done");
+                let edited = format!(
+                    ".timeout 60000\nBEGIN;\nUPDATE ValidPaths SET ca = '{address}' WHERE path = '{path}';\nCOMMIT;\n"
+                );
+                assert_eq!(registrar.guest.read("/edited"), edited);
+            }
+            registrar
+                .guest
+                .program("sqlite3", &fails_with(&["the database is locked"]));
+            let addresses = format!("{path} text:sha256:1a\n");
+            // One is started already, and the next one fails.
+            assert_eq!(
+                registrar.register_with(&text, &addresses),
+                "failed: the database is locked"
+            );
+            assert_eq!(registrar.register(&text), "done");
+        },
+    );
 }
 
 #[test]
@@ -116,7 +165,7 @@ fn a_request_that_is_not_understood_is_answered_and_the_next_one_served() {
         "a_request_that_is_not_understood_is_answered_and_the_next_one_served",
         |shell| {
             let registrar = Registrar::new(shell, KEEPS);
-            for request in ["unmount", "12 13", "-1", ""] {
+            for request in ["unmount ", "12 x", "12 ", "1 2 3", "-1 0", " "] {
                 registrar.port.send(format!("{request}\n").as_bytes());
                 let told = format!("failed: the request {request} is not understood");
                 assert_eq!(registrar.port.line(), told);

@@ -3,6 +3,7 @@
 //! `XPOOL_CONTRACT_IMAGE` names the folder of one image, such as one that was just made or comes from a flake; without it, it is
 //! those that `scripts/test` has made, one of each system. Tools that an image need not have are not used here.
 
+mod builder;
 mod copies;
 mod guest;
 mod sessions;

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use xpool::nix::registrations::Registrations;
 use xpool::vm::{RunningVm as _, VmSpec};
 
 use super::{build, copy, for_each_image};
@@ -24,7 +25,17 @@ async fn paths_of_the_hosts_store_are_valid_in_a_copy_once_they_are_registered()
         // Path, SHA-256 and size of its archive, nothing that made it, no references.
         let digest = "0".repeat(64);
         let registration = format!("/nix/store/{NAME}\n{digest}\n136\n\n0\n");
-        vm.register(registration.as_bytes()).await.unwrap();
+        let address = "fixed:sha256:0c5b8vw40dy178xlpddw65q9gf1h2186jcc3p4swinwggbllv8mk";
+        let registrations = Registrations {
+            paths: registration.into(),
+            addresses: format!("/nix/store/{NAME} {address}\n").into(),
+        };
+        vm.register(&registrations).await.unwrap();
+        let known = format!(
+            "nix --extra-experimental-features nix-command path-info --json /nix/store/{NAME}"
+        );
+        let known = in_guest(&vm, &known).await;
+        assert!(known.contains(address), "{known}");
         let valid =
             format!("nix-store --check-validity /nix/store/{NAME} && cat /nix/store/{NAME}");
         assert_eq!(in_guest(&vm, &valid).await, "of the host");

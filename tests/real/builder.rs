@@ -1,0 +1,159 @@
+//! What builds get from a guest, with a real Nix client: what breaks real packages where it is not as on other builders. `scripts/test`
+//! makes the images and runs it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::common::Installation;
+use crate::common::nix::{Nix, derivation, started, stderr, tooled};
+use serde_json::Value;
+
+const SYSTEM: &str = "riscv64-linux";
+
+/// A program `sort` that does something else.
+fn other_sort(installation: &Installation) {
+    let bin = installation.path().join("other/bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::write(bin.join("sort"), "#!/bin/sh\necho MARK\n").unwrap();
+    fs::set_permissions(bin.join("sort"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn programs_in_path_files_in_etc_and_times_of_files_are_as_on_other_builders() {
+    let (installation, _serving) = started(
+        "[pool]\nmax-vms = 1\nreuse = \"always\"\n[systems.riscv64-linux]\ndisk-gib = 40\n",
+    );
+    let nix = Nix::new(&installation);
+    other_sort(&installation);
+    let own = r#"PATH = "${./other}/bin";"#;
+    let script = "echo x | sort > $out";
+    assert_eq!(
+        nix.results(&derivation(SYSTEM, "own-sort", own, script)),
+        ["MARK\n"]
+    );
+
+    let fixed = |text: &str| {
+        format!(
+            r#"outputHash = builtins.hashString "sha256" "{text}\n"; outputHashAlgo = "sha256"; outputHashMode = "flat";"#
+        )
+    };
+    let script = r#"while read -r name port _; do
+            [ "$name $port" != "https 443/tcp" ] || echo $name $port > $out
+        done < /etc/services"#;
+    let services = derivation(SYSTEM, "services", &fixed("https 443/tcp"), script);
+    assert_eq!(nix.results(&services), ["https 443/tcp\n"]);
+
+    let script = "echo x > file; touch -a -d 2001-01-01 file; cat file > /dev/null
+        [ $(stat -c %X file) != 978307200 ] && echo read > $out";
+    assert_eq!(
+        nix.results(&tooled(SYSTEM, "read-times", "", script)),
+        ["read\n"]
+    );
+
+    // Of a program, since a shell ignores some itself.
+    let script = "grep SigIgn: /proc/self/status > $out";
+    let ignored = nix.results(&tooled(SYSTEM, "signals", "", script));
+    assert_eq!(ignored, ["SigIgn:\t0000000000000000\n"]);
+
+    let script = "ulimit -n 10000 && unshare -Ur id -u > $out";
+    assert_eq!(
+        nix.results(&tooled(SYSTEM, "namespaces", "", script)),
+        ["0\n"]
+    );
+
+    // As it was configured, less what the file system itself takes; and a sparse file larger than the image's own disk.
+    let script = "{ df -Pk /build; df -Pi /build; } | awk 'NR % 2 == 0 { print $2 }' > $out
+        truncate -s 30G sparse && printf end | dd of=sparse bs=1 seek=32000000000 conv=notrunc
+        dd if=sparse bs=1 skip=32000000000 count=3 >> $out";
+    let sizes = nix.results(&tooled(SYSTEM, "sizes", "", script)).remove(0);
+    let lines: Vec<&str> = sizes.lines().collect();
+    let [kib, inodes, "end"] = lines[..] else {
+        panic!("{sizes}")
+    };
+    let gib = kib.parse::<f64>().unwrap() / f64::from(1 << 20);
+    assert!((38.0..=40.0).contains(&gib), "{sizes}");
+    assert!(inodes.parse::<u64>().unwrap() > 2_000_000, "{sizes}");
+}
+
+/// The builds that an installation has had, as its status tells them.
+fn outcomes(installation: &Installation) -> Vec<Value> {
+    let status = installation.status();
+    let builds = status["builds"].as_array().unwrap().iter();
+    builds.map(|build| build["outcome"].clone()).collect()
+}
+
+#[test]
+fn a_build_that_uses_up_the_memory_ends_alone_and_is_told_why() {
+    let config = "[pool]\nmax-vms = 1\nreuse = \"always\"\nslots-per-vm = 2\nmemory-mib = 512\n";
+    let (installation, _serving) = started(config);
+    let nix = Nix::new(&installation);
+    let neighbour = tooled(
+        SYSTEM,
+        "neighbour",
+        "",
+        "echo the build runs; sleep 20; echo well > $out",
+    );
+    let mut neighbour = nix.start(&neighbour);
+    installation.until("the neighbour runs", || {
+        neighbour.log().contains("the build runs")
+    });
+    let one = "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done";
+    let many = "x=aaaaaaaaaaaaaaaa; n=0; while [ $n -lt 19 ]; do x=$x$x; n=$((n + 1)); done
+        n=0; while [ $n -lt 100 ]; do n=$((n + 1)); { x=$x; sleep 60; } & done; wait; false";
+    for (name, script) in [("one", one), ("many", many)] {
+        let output = nix
+            .build(&tooled(SYSTEM, name, "", script))
+            .output()
+            .unwrap();
+        let log = stderr(&output);
+        assert!(!output.status.success(), "{log}");
+        let told = "xpool: memory ran out in riscv64-1, and its kernel killed `";
+        assert!(log.contains(told), "{name}: {log}\n{}", installation.logs());
+        assert!(
+            log.contains("a VM has 512 MiB (`memory-mib` in xpool.toml)"),
+            "{log}"
+        );
+        let because = outcomes(&installation).pop().unwrap()["because"].clone();
+        let because = because.as_str().unwrap();
+        assert!(because.starts_with("out of memory: `"), "{because}");
+    }
+    assert!(
+        neighbour.child.wait().unwrap().success(),
+        "{}",
+        neighbour.log()
+    );
+    let listed = installation.ok(&["status"]);
+    assert!(listed.contains("out of memory"), "{listed}");
+}
+
+/// What a build is told of a text in the store and of a derivation that refers to it.
+fn told_of_inputs(share: &str) -> Value {
+    let config = format!(
+        "[pool]\nmax-vms = 1\nstore.share = \"{share}\"\n[store]\nroot = \"[DIR]/client\"\n"
+    );
+    let (installation, _serving) = started(&config);
+    let nix = Nix::new(&installation);
+    let expression = format!(
+        r#"let tools = ./tools/{SYSTEM}; text = builtins.toFile "text" "x"; made = {};
+        in derivation {{ name = "graph"; system = "{SYSTEM}"; __structuredAttrs = true; builder = "/bin/sh";
+            exportReferencesGraph.graph = [ text tools made ]; outputs = [ "out" ];
+            args = [ "-c" ''
+                out=$(${{tools}}/bin/sed -n 's/.*"outputs":{{"out":"\([^"]*\).*/\1/p' $NIX_ATTRS_JSON_FILE)
+                ${{tools}}/bin/cat $NIX_ATTRS_JSON_FILE > $out
+            '' ]; }}"#,
+        derivation(SYSTEM, "made", "inherit text;", "echo $text > $out")
+    );
+    let told = nix.results(&expression).remove(0);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    told["graph"].clone()
+}
+
+#[test]
+fn a_build_is_told_the_same_of_inputs_that_are_shared_and_of_inputs_that_are_sent() {
+    let shared = told_of_inputs("host");
+    assert_eq!(shared, told_of_inputs("none"));
+    let paths = shared.as_array().unwrap();
+    assert_eq!(paths.len(), 3, "{shared}");
+    let addresses = paths.iter().filter_map(|path| path["ca"].as_str());
+    assert_eq!(addresses.count(), 2, "{shared}");
+}
