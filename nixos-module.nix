@@ -63,6 +63,11 @@ let
     ]) "Whether machines have a network device.";
     memory-mib = optional (types.ints.between 256 1048576) "Memory of a machine.";
     disk-gib = optional (types.ints.between 16 4096) "Size of a machine's disk; what is not written takes no room.";
+    cpu = optional types.str "What QEMU's `-cpu` is given.";
+    features = optional (types.listOf types.str) "What builds may want of a machine, beside benchmark and big-parallel.";
+    mandatory-features = optional (types.listOf types.str) "What builds have to want, or the machine is not for them.";
+    extra-platforms = optional (types.listOf types.str) "What a machine can build for beside its own system.";
+    experimental-features = optional (types.listOf types.str) "Experimental features of the Nix in a machine.";
     timeout = optional types.str "The longest that a build may take, such as `4h`.";
     max-silent-time = optional types.str "The longest that a build may say nothing, such as `30m`.";
   };

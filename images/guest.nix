@@ -148,6 +148,24 @@ in
     fsync-metadata = false;
     keep-build-log = false;
   };
+  # What is configured for the pool.
+  nix.extraOptions = "!include /run/xpool/nix.conf";
+  systemd.services.xpool-configure = {
+    description = "Configuration of Nix that the host gives";
+    wantedBy = [ "multi-user.target" ];
+    before = [
+      "nix-daemon.service"
+      "nix-daemon.socket"
+    ];
+    unitConfig.DefaultDependencies = false;
+    after = [ "local-fs.target" ];
+    path = tools ++ [ pkgs.kmod ];
+    script = "xpool-guest configure";
+    serviceConfig = onConsole // {
+      Type = "oneshot";
+      RemainAfterExit = true;
+    };
+  };
   nix.nrBuildUsers = 32;
   systemd.services.nix-daemon = {
     wantedBy = [ "multi-user.target" ];

@@ -80,7 +80,7 @@ impl ClientFiles {
     fn write_machines(&self, counts: &Counts) -> Result<()> {
         let _lock = state::lock(&self.paths.machines_lock())?;
         for form in Form::ALL {
-            match lines(&self.endpoint, form, counts) {
+            match lines(&self.config, &self.endpoint, form, counts) {
                 Ok(lines) => state::write_atomically(&self.paths.machines(form), &lines)?,
                 Err(unfit) if form == Form::default() => {
                     warn!("Nix is told of no machines: {unfit}");
@@ -165,10 +165,16 @@ fn remove_machines(paths: &Paths) {
     }
 }
 
-fn lines(endpoint: &Endpoint, form: Form, counts: &Counts) -> Result<String, UnfitPath> {
+fn lines(
+    config: &Config,
+    endpoint: &Endpoint,
+    form: Form,
+    counts: &Counts,
+) -> Result<String, UnfitPath> {
     let mut lines = String::new();
     for (system, count) in counts {
-        for machine in endpoint.machines(form, *system, *count)? {
+        let abilities = &config.systems[system].abilities;
+        for machine in endpoint.machines(form, *system, abilities, *count)? {
             lines += &BuildMachine::line(&machine);
             lines.push('\n');
         }

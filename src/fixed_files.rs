@@ -114,7 +114,7 @@ fn lines(config: &Config, endpoint: &Endpoint, form: Form) -> Result<String, Unf
     let mut lines = String::new();
     for (system, pool) in &config.systems {
         let count = pool.build_machines(pool.policy.max_vms.get());
-        for machine in endpoint.machines(form, *system, count)? {
+        for machine in endpoint.machines(form, *system, &pool.abilities, count)? {
             lines += &BuildMachine::line(&machine);
             lines.push('\n');
         }

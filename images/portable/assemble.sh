@@ -16,7 +16,7 @@ readonly DISK_MODULES=(virtio_blk ext4)
 readonly OTHER_MODULES=(virtio_console virtio_net virtio-rng virtio_balloon 9p 9pnet_virtio overlay)
 # Loaded on demand, by where they are in the kernel's tree: the power button, and, as on any builder, what test suites ask for by a
 # kind of socket, file system, cipher or virtual device.
-readonly MORE_MODULES=(drivers/input/{evdev,keyboard/gpio_keys}.ko arch/ crypto/ fs/ kernel/ lib/ mm/ net/ security/
+readonly MORE_MODULES=(drivers/firmware/qemu_fw_cfg.ko drivers/input/{evdev,keyboard/gpio_keys}.ko arch/ crypto/ fs/ kernel/ lib/ mm/ net/ security/
     drivers/{block,crypto,dax,md,vhost}/ drivers/net/'[^/]*$' drivers/net/{bonding,ipvlan,netdevsim,ppp,team,vxlan,wireguard}/
     drivers/net/can/'[^/]*$' drivers/scsi/scsi_debug.ko)
 

@@ -14,6 +14,7 @@ use crate::gateway::keys::GatewayKeys;
 use crate::guarded::{self, Changeable};
 use crate::install::{self, Change, Wanted};
 use crate::nix::System;
+use crate::nix::abilities::Abilities;
 use crate::nix::client::Form;
 use crate::nix::machines::Endpoint;
 use crate::output::Printer;
@@ -173,7 +174,7 @@ fn changeable(path: &Path) -> Result<Option<Changeable>> {
 /// The manager would leave the file out that Nix is to read.
 fn check_local(form: Form, endpoint: &Endpoint) -> Result<()> {
     for system in System::ALL {
-        endpoint.machines(form, system, 1)?;
+        endpoint.machines(form, system, &Abilities::default(), 1)?;
     }
     Ok(())
 }

@@ -169,7 +169,8 @@ fn machines(
         };
         let running = status.systems.iter().find(|pool| pool.system == *system);
         let max_vms = running.map_or(pool.policy.max_vms.get(), |pool| pool.max_vms);
-        machines.extend(endpoint.machines(form, *system, pool.build_machines(max_vms))?);
+        let count = pool.build_machines(max_vms);
+        machines.extend(endpoint.machines(form, *system, &pool.abilities, count)?);
     }
     Ok(machines)
 }

@@ -4,9 +4,10 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::raw::{HumanDuration, RawBudget, RawPool};
+use super::raw::{CpuModel, HumanDuration, RawBudget, RawPool, Word};
 use super::vm::VmProfile;
 use super::{ConfigError, Host, MOST_BUILD_MACHINES, SystemConfig};
+use crate::nix::abilities::Abilities;
 use crate::pool::budget::MachineBudget;
 use crate::pool::policy::{BuildLimits, Policy, Reuse, UP_LIMIT, WARM_MAX};
 
@@ -86,6 +87,9 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         if let Some(memory_mib) = self.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)? {
             profile.memory_mib = memory_mib;
         }
+        if let Some(CpuModel(cpu)) = &raw.cpu {
+            profile.cpu.clone_from(cpu);
+        }
         let disk_gib = self.within(
             raw.disk_gib.as_ref(),
             "disk-gib",
@@ -157,6 +161,7 @@ pub(super) fn pool(
         template: raw.template.unwrap_or(true),
         pause: raw.pause.unwrap_or(true),
         network: raw.network.unwrap_or_default(),
+        abilities: abilities(raw),
         build_machines: checker.within(
             build_machines,
             "build-machines",
@@ -165,6 +170,19 @@ pub(super) fn pool(
         // A clean shutdown of an emulated guest takes about two seconds on a quiet machine.
         stop_grace: or(raw.stop_grace, Duration::from_secs(20)),
     })
+}
+
+fn abilities(raw: &RawPool) -> Abilities {
+    let words = |words: &Option<Vec<Word>>| {
+        let words = words.iter().flatten();
+        words.map(|Word(word)| word.clone()).collect::<Vec<_>>()
+    };
+    Abilities::new(
+        words(&raw.features),
+        words(&raw.mandatory_features),
+        words(&raw.extra_platforms),
+        words(&raw.experimental_features),
+    )
 }
 
 /// Checks what VMs of all systems may have together.

@@ -27,6 +27,7 @@ use vm::{Network, VcpuCount, VmProfile};
 
 use crate::cgroup;
 use crate::nix::System;
+use crate::nix::abilities::Abilities;
 use crate::paths::{ConfigFile, Paths};
 use crate::pool::budget::MachineBudget;
 use crate::pool::policy::Policy;
@@ -70,6 +71,8 @@ pub struct SystemConfig {
     pub pause: bool,
     /// Whether its guests have a network device.
     pub network: Network,
+    /// What its builders can do.
+    pub abilities: Abilities,
     /// How many build machines, of one slot each, Nix is told of, where that is configured.
     pub build_machines: Option<u32>,
     /// How long a clean shutdown may take.

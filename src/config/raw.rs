@@ -118,6 +118,11 @@ pub(super) struct RawPool {
     pub(super) disk_gib: Option<toml::Spanned<u32>>,
     pub(super) network: Option<Network>,
     pub(super) build_machines: Option<toml::Spanned<u32>>,
+    pub(super) cpu: Option<CpuModel>,
+    pub(super) features: Option<Vec<Word>>,
+    pub(super) mandatory_features: Option<Vec<Word>>,
+    pub(super) extra_platforms: Option<Vec<Word>>,
+    pub(super) experimental_features: Option<Vec<Word>>,
     pub(super) memory_estimate_mib: Option<toml::Spanned<u32>>,
     pub(super) memory_floor_mib: Option<toml::Spanned<u32>>,
     pub(super) lease: Option<HumanDuration>,
@@ -151,6 +156,17 @@ impl RawPool {
             build_machines: self
                 .build_machines
                 .or_else(|| defaults.build_machines.clone()),
+            cpu: self.cpu.or_else(|| defaults.cpu.clone()),
+            features: self.features.or_else(|| defaults.features.clone()),
+            mandatory_features: self
+                .mandatory_features
+                .or_else(|| defaults.mandatory_features.clone()),
+            extra_platforms: self
+                .extra_platforms
+                .or_else(|| defaults.extra_platforms.clone()),
+            experimental_features: self
+                .experimental_features
+                .or_else(|| defaults.experimental_features.clone()),
             memory_estimate_mib: self
                 .memory_estimate_mib
                 .or_else(|| defaults.memory_estimate_mib.clone()),
@@ -190,5 +206,41 @@ impl<'de> Deserialize<'de> for HumanDuration {
                 "`{text}` is not a duration such as `90s`, `10m` or `1h 30m`"
             ))),
         }
+    }
+}
+
+/// A word of Nix's: a feature or a platform.
+#[derive(Clone, Debug)]
+pub(super) struct Word(pub(super) String);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let is_fit = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+        if !text.is_empty() && text.chars().all(is_fit) {
+            return Ok(Self(text));
+        }
+        Err(D::Error::custom(format!(
+            "`{}` is no word of Nix's such as `gccarch-rv64gc` or `armv7l-linux`",
+            text.escape_debug()
+        )))
+    }
+}
+
+/// The value of QEMU's `-cpu`.
+#[derive(Clone, Debug)]
+pub(super) struct CpuModel(pub(super) String);
+
+impl<'de> Deserialize<'de> for CpuModel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let is_fit = |c: char| c.is_ascii_alphanumeric() || "+-._,=".contains(c);
+        if !text.is_empty() && text.chars().all(is_fit) {
+            return Ok(Self(text));
+        }
+        Err(D::Error::custom(format!(
+            "`{}` is no processor of QEMU's such as `rv64,v=true,sv57=off`",
+            text.escape_debug()
+        )))
     }
 }

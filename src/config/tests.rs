@@ -128,6 +128,41 @@ fn values_out_of_range_are_named_with_their_line_and_their_range() {
 }
 
 #[test]
+fn what_builders_can_do_and_what_they_have_is_configured_for_a_system() {
+    let text = "[systems.aarch64-linux]\ncpu = \"cortex-a72\"\ndisk-gib = 40\nfeatures = [\"gccarch-armv8-a\"]\n\
+        extra-platforms = [\"armv7l-linux\"]\nexperimental-features = [\"ca-derivations\"]\n";
+    let config = parse(text).unwrap();
+    let arm = &config.systems[&System::Aarch64Linux];
+    assert_eq!(
+        (arm.profile.cpu.as_str(), arm.profile.disk_gib),
+        ("cortex-a72", 40)
+    );
+    let conf = "experimental-features = ca-derivations\nextra-platforms = armv7l-linux\n\
+        system-features = benchmark big-parallel ca-derivations gccarch-armv8-a\n";
+    assert_eq!(arm.abilities.guest_conf(), conf);
+    let riscv = &config.systems[&System::Riscv64Linux];
+    assert_eq!(
+        (
+            riscv.profile.disk_gib,
+            riscv.abilities.guest_conf().as_str()
+        ),
+        (64, "")
+    );
+    assert_eq!(
+        refused("[pool]\nfeatures = [\"a b\"]\n"),
+        "xpool.toml:2: `a b` is no word of Nix's such as `gccarch-rv64gc` or `armv7l-linux`"
+    );
+    assert_eq!(
+        refused("[pool]\ncpu = \"rv64 -drive\"\n"),
+        "xpool.toml:2: `rv64 -drive` is no processor of QEMU's such as `rv64,v=true,sv57=off`"
+    );
+    assert_eq!(
+        refused("[pool]\ndisk-gib = 8\n"),
+        "xpool.toml:2: `disk-gib` is 8 but must be from 16 to 4096"
+    );
+}
+
+#[test]
 fn another_store_is_named_by_an_absolute_path() {
     assert_eq!(
         refused("[store]\nroot = \"here\"\n"),

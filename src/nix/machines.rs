@@ -7,14 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::System;
+use super::abilities::Abilities;
 use super::client::Form;
 use super::slot::{Slot, SlotName};
 
 #[cfg(test)]
 mod tests;
-
-/// Features that the guests have: the words of `system-features` in images/portable/nix.conf.
-pub const SYSTEM_FEATURES: [&str; 2] = ["benchmark", "big-parallel"];
 
 /// The longest URI, in bytes. Nix locks a slot by a file that is named after it, and 255 bytes are all that a name has.
 const LONGEST_URI: usize = 199;
@@ -37,8 +35,10 @@ pub struct Endpoint {
 /// One slot as Nix is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildMachine {
-    /// The platform.
+    /// Whose VMs build what comes by it.
     pub system: System,
+    /// What these can do.
+    pub abilities: Abilities,
     /// Who logs in; none where nobody has to.
     pub user: Option<String>,
     /// The URI after the user name: a host, with all that follows it.
@@ -83,14 +83,21 @@ impl Endpoint {
         &self,
         form: Form,
         system: System,
+        abilities: &Abilities,
         count: u32,
     ) -> Result<Vec<BuildMachine>, UnfitPath> {
         (0..count)
-            .map(|slot| self.machine(form, system, slot))
+            .map(|slot| self.machine(form, system, abilities, slot))
             .collect()
     }
 
-    fn machine(&self, form: Form, system: System, slot: u32) -> Result<BuildMachine, UnfitPath> {
+    fn machine(
+        &self,
+        form: Form,
+        system: System,
+        abilities: &Abilities,
+        slot: u32,
+    ) -> Result<BuildMachine, UnfitPath> {
         let slot = slot_user(system, slot);
         let keys = Some((self.key.clone(), self.host_key_base64.clone()));
         let (user, host, keys) = match form {
@@ -101,6 +108,7 @@ impl Endpoint {
         };
         let machine = BuildMachine {
             system,
+            abilities: abilities.clone(),
             user,
             host,
             keys,
@@ -132,16 +140,21 @@ impl BuildMachine {
 
     /// The line of a machines file.
     pub fn line(&self) -> String {
-        let features = SYSTEM_FEATURES.join(",");
+        let list = |words: Vec<&str>| match words[..] {
+            [] => "-".to_owned(),
+            _ => words.join(","),
+        };
         let (key, host_key) = match &self.keys {
             Some((key, host_key)) => (key.display().to_string(), host_key.as_str()),
             None => ("-".to_owned(), "-"),
         };
         // URI, systems, key, max-jobs, speed factor, features, mandatory features, host key.
         format!(
-            "{} {} {key} 1 1 {features} - {host_key}",
+            "{} {} {key} 1 1 {} {} {host_key}",
             self.uri(),
-            self.system
+            list(self.abilities.platforms(self.system)),
+            list(self.abilities.features()),
+            list(self.abilities.mandatory())
         )
     }
 }

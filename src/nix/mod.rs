@@ -1,5 +1,6 @@
 //! What Nix calls things and how its protocol looks on the wire. No IO of its own.
 
+pub mod abilities;
 pub mod client;
 pub mod conf;
 pub mod handshake;

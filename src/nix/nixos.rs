@@ -2,16 +2,12 @@
 
 use std::path::Path;
 
-use super::machines::{BuildMachine, SYSTEM_FEATURES};
+use super::machines::BuildMachine;
 
 /// A NixOS module with these machines; `ssh_config` is empty where ssh needs none. `live` is the machines file that there is
 /// only while a manager runs.
 pub fn module(machines: &[BuildMachine], ssh_config: &str, live: &Path) -> String {
     let list: String = machines.iter().map(entry).collect();
-    let features: String = SYSTEM_FEATURES
-        .iter()
-        .map(|feature| string(feature) + " ")
-        .collect();
     let ssh = if ssh_config.is_empty() {
         String::new()
     } else {
@@ -26,12 +22,11 @@ pub fn module(machines: &[BuildMachine], ssh_config: &str, live: &Path) -> Strin
          #   nix.settings.builders = {};\n\
          # names them only while one does. Who can write that file, or replace a program named here, can do what this Nix can.\n\
          let\n  \
-         machine = system: place: place // {{\n    \
-         inherit system;\n    \
+         machine = systems: supportedFeatures: mandatoryFeatures: place: place // {{\n    \
+         inherit systems supportedFeatures mandatoryFeatures;\n    \
          protocol = \"ssh-ng\";\n    \
          maxJobs = 1;\n    \
-         speedFactor = 1;\n    \
-         supportedFeatures = [ {features}];\n  \
+         speedFactor = 1;\n  \
          }};\n\
          in\n\
          {{\n  \
@@ -54,10 +49,18 @@ fn entry(machine: &BuildMachine) -> String {
             format!("sshKey = {key}; publicHostKey = {}; ", string(host_key))
         });
     format!(
-        "    (machine {} {{ hostName = {}; {user}{keys}}})\n",
-        string(machine.system.name()),
+        "    (machine {} {} {} {{ hostName = {}; {user}{keys}}})\n",
+        list(&machine.abilities.platforms(machine.system)),
+        list(&machine.abilities.features()),
+        list(&machine.abilities.mandatory()),
         string(&machine.host)
     )
+}
+
+/// A list of strings of the Nix language.
+fn list(words: &[&str]) -> String {
+    let words: String = words.iter().map(|word| string(word) + " ").collect();
+    format!("[ {words}]")
 }
 
 /// A string of the Nix language.

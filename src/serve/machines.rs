@@ -54,6 +54,7 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
+            nix_conf: pool.abilities.guest_conf(),
             // Where there is no store yet there will be, and templates need not be made anew for that.
             store: match shape.share {
                 Share::Host => Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),

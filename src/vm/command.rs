@@ -43,6 +43,7 @@ pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> V
         machine_args(spec, memory),
         memory_args(spec, memory),
         kernel_args(spec),
+        conf_args(spec),
         disk_args(layout),
         device_args(),
         network_args(spec.network),
@@ -152,6 +153,16 @@ fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
         "-append".into(),
         cmdline.into(),
     ]
+}
+
+/// A file that the guest finds by its firmware's interface (`xpool-guest configure`).
+fn conf_args(spec: &VmSpec) -> Vec<OsString> {
+    if spec.nix_conf.is_empty() {
+        return Vec::new();
+    }
+    let text = spec.nix_conf.replace(',', ",,");
+    let file = format!("name=opt/org.xpool/nix.conf,string={text}");
+    plain(&["-fw_cfg", &file])
 }
 
 /// The overlay dies with the VM, so nothing is ever flushed. When the host's disk is full the VM pauses rather than

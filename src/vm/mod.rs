@@ -74,6 +74,8 @@ pub struct VmSpec {
     pub slots: u32,
     /// Whether the guest has a network device.
     pub network: Network,
+    /// What the guest's nix.conf has beside what is in its image; may be empty.
+    pub nix_conf: String,
     /// A folder of store paths on this machine that the guest sees below its own store, read-only, absolute; `None` for a
     /// guest that has no device to see one by.
     pub store: Option<PathBuf>,

@@ -11,7 +11,7 @@ use xpool::nix::System;
 use super::vm::image;
 
 /// What builders of tests call.
-const TOOLS: [&str; 31] = [
+const TOOLS: [&str; 32] = [
     "awk",
     "cat",
     "chmod",
@@ -38,6 +38,7 @@ const TOOLS: [&str; 31] = [
     "touch",
     "tr",
     "truncate",
+    "uname",
     "uniq",
     "unshare",
     "wc",

@@ -60,6 +60,7 @@ pub fn spec_of(image: Image, dir: &Path) -> VmSpec {
         image,
         slots: 2,
         network: Network::Nat,
+        nix_conf: String::new(),
         store: None,
         templates: None,
         pauses: true,

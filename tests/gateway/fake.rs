@@ -208,6 +208,7 @@ pub(crate) fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
+        nix_conf: String::new(),
         store: None,
         templates: None,
         pauses: true,

@@ -130,11 +130,12 @@ fn local_lines_refuse_what_nix_or_a_shell_would_take_apart() {
 /// Renders a module's machines as NixOS does.
 const AS_NIXOS_DOES: &str = r#"let
   config = import ./module.nix;
+  list = words: if words == [ ] then "-" else builtins.concatStringsSep "," words;
   field = name: machine: machine.${name} or "-";
   line = machine: builtins.concatStringsSep " " [
     "${machine.protocol}://${if machine ? sshUser then "${machine.sshUser}@" else ""}${machine.hostName}"
-    machine.system (field "sshKey" machine) (toString machine.maxJobs) (toString machine.speedFactor)
-    (builtins.concatStringsSep "," machine.supportedFeatures) "-" (field "publicHostKey" machine)
+    (list machine.systems) (field "sshKey" machine) (toString machine.maxJobs) (toString machine.speedFactor)
+    (list machine.supportedFeatures) (list machine.mandatoryFeatures) (field "publicHostKey" machine)
   ];
 in {
   lines = builtins.concatStringsSep "\n" (map line config.nix.buildMachines) + "\n";

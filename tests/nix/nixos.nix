@@ -134,6 +134,8 @@ in
     # services/system/nix-daemon.nix
     nix.package = mkOption { type = types.package; };
     nix.nrBuildUsers = int;
+    # config/nix.nix
+    nix.extraOptions = lines;
     # config/nix-channel.nix
     nix.channel.enable = bool;
     # config/nix-remote-build.nix, which sets `builders = null` where this is false

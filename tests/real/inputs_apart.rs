@@ -50,7 +50,7 @@ fn a_pool_that_shares_nothing_has_vms_that_cannot_see_the_store() {
     let nix = Nix::new(&installation);
     let (arguments, log) = arguments_and_log(&nix, 1);
     assert!(!shows_a_store(&arguments), "{arguments}");
-    assert_eq!(copied(&log).len(), 2, "{log}");
+    assert_eq!(copied(&log).len(), 3, "{log}");
     assert_eq!(inputs(&installation), []);
 }
 
@@ -96,12 +96,12 @@ fn a_key_from_elsewhere_gets_vms_that_cannot_see_the_store() {
     let (arguments, log) = arguments_and_log(&elsewhere.client(&installation), 1);
     assert!(installation.logs().contains("client=\"elsewhere "));
     assert!(!shows_a_store(&arguments), "{arguments}");
-    assert_eq!(copied(&log).len(), 2, "{log}");
+    assert_eq!(copied(&log).len(), 3, "{log}");
     assert_eq!(inputs(&installation), []);
 
     // A client of this machine does, of the same pool.
     let (arguments, log) = arguments_and_log(&Nix::new(&installation), 2);
     assert!(shows_a_store(&arguments), "{arguments}");
     assert_eq!(copied(&log), [""; 0], "{log}");
-    assert_eq!(inputs(&installation), [(2, 2)]);
+    assert_eq!(inputs(&installation), [(3, 3)]);
 }

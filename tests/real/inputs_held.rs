@@ -33,7 +33,7 @@ fn garbage_collection_on_this_machine_takes_nothing_from_a_build_that_runs() {
     assert_eq!(running.child.try_wait().unwrap(), None, "{}", running.log());
     assert_eq!(ended(&mut running.child), Some(0), "{}", running.log());
     assert_eq!(copied(&running.log()), [""; 0], "{}", running.log());
-    assert_eq!(inputs(&installation), [(51, 51)]);
+    assert_eq!(inputs(&installation), [(52, 52)]);
     let expected: Vec<String> = (0..50).map(|i| format!("input {i}\n")).collect();
     assert_eq!(nix.results(&reads), [expected.concat()]);
 }

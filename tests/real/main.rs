@@ -9,6 +9,7 @@ mod common;
 mod builder;
 mod builds;
 mod contract;
+mod features;
 mod fresh;
 mod image;
 mod inputs;

@@ -265,6 +265,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
+        nix_conf: String::new(),
         store: None,
         templates: None,
         pauses: true,

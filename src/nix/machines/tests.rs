@@ -1,6 +1,7 @@
 //! What Nix and ssh read.
 
 use super::*;
+use crate::nix::abilities::SYSTEM_FEATURES;
 use crate::nix::nixos;
 
 fn endpoint() -> Endpoint {
@@ -14,7 +15,9 @@ fn endpoint() -> Endpoint {
 }
 
 fn lines(form: Form) -> String {
-    let machines = endpoint().machines(form, System::Riscv64Linux, 2).unwrap();
+    let machines = endpoint()
+        .machines(form, System::Riscv64Linux, &Abilities::default(), 2)
+        .unwrap();
     let lines: Vec<String> = machines.iter().map(BuildMachine::line).collect();
     lines.join("\n")
 }
@@ -37,7 +40,12 @@ fn newer_nix_is_told_the_address_and_the_port() {
         listen: "[::]:7".parse().unwrap(),
         ..endpoint()
     };
-    let machines = on_all.machines(Form::SshPort, System::Aarch64Linux, 1);
+    let machines = on_all.machines(
+        Form::SshPort,
+        System::Aarch64Linux,
+        &Abilities::default(),
+        1,
+    );
     assert_eq!(machines.unwrap()[0].uri(), "ssh-ng://aarch64-00@[::1]:7");
 }
 
@@ -57,14 +65,15 @@ fn paths_that_nix_or_a_shell_would_read_otherwise_are_refused() {
             ..endpoint()
         };
         let path = endpoint.state.clone();
-        let refused = endpoint.machines(Form::Local, System::Riscv64Linux, 1);
+        let refused =
+            endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1);
         assert_eq!(refused, Err(UnfitPath::Character { path, character }));
     }
     let endpoint = Endpoint {
         program: "/a'b".into(),
         ..endpoint()
     };
-    let refused = endpoint.machines(Form::Local, System::Riscv64Linux, 1);
+    let refused = endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1);
     assert_eq!(
         refused.unwrap_err().to_string(),
         "`/a'b` has `'` in its name, which a machines line of the local transport cannot carry"
@@ -78,7 +87,7 @@ fn a_uri_is_never_longer_than_nix_can_lock() {
             state: format!("/{}", "s".repeat(length)).into(),
             ..endpoint()
         };
-        endpoint.machines(Form::Local, System::Riscv64Linux, 1)
+        endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1)
     };
     // What is around the state folder has 94 bytes.
     assert_eq!(with_state(104).unwrap()[0].uri().len(), 199);
@@ -143,7 +152,12 @@ fn nix_conf_names_the_machines_file() {
 
 #[test]
 fn nixos_is_told_the_same() {
-    let machines = endpoint().machines(Form::SshAlias, System::Riscv64Linux, 1);
+    let machines = endpoint().machines(
+        Form::SshAlias,
+        System::Riscv64Linux,
+        &Abilities::default(),
+        1,
+    );
     let text = nixos::module(
         &machines.unwrap(),
         "Host ${x}\n  Port 1\n",
@@ -155,18 +169,17 @@ fn nixos_is_told_the_same() {
     #   nix.settings.builders = "@/etc/nix/machines;@/s/machines";
     # names them only while one does. Who can write that file, or replace a program named here, can do what this Nix can.
     let
-      machine = system: place: place // {
-        inherit system;
+      machine = systems: supportedFeatures: mandatoryFeatures: place: place // {
+        inherit systems supportedFeatures mandatoryFeatures;
         protocol = "ssh-ng";
         maxJobs = 1;
         speedFactor = 1;
-        supportedFeatures = [ "benchmark" "big-parallel" ];
       };
     in
     {
       nix.distributedBuilds = true;
       nix.buildMachines = [
-        (machine "riscv64-linux" { hostName = "xpool-riscv64"; sshUser = "riscv64-00"; sshKey = "/state/keys/client"; publicHostKey = "c3No"; })
+        (machine [ "riscv64-linux" ] [ "benchmark" "big-parallel" ] [ ] { hostName = "xpool-riscv64"; sshUser = "riscv64-00"; sshKey = "/state/keys/client"; publicHostKey = "c3No"; })
       ];
       programs.ssh.extraConfig = ''
         Host ''${x}
@@ -174,4 +187,22 @@ fn nixos_is_told_the_same() {
       '';
     }
     "#);
+}
+
+#[test]
+fn a_line_has_what_builders_can_do() {
+    let words = |words: &[&str]| {
+        words
+            .iter()
+            .map(|&word| word.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let abilities = Abilities::new(
+        words(&["gccarch-armv8-a", "uid-range"]),
+        words(&["benchmark"]),
+        words(&["armv7l-linux"]),
+        [],
+    );
+    let machines = endpoint().machines(Form::SshPort, System::Aarch64Linux, &abilities, 1);
+    insta::assert_snapshot!(machines.unwrap()[0].line(), @"ssh-ng://aarch64-00@127.0.0.1:31022 aarch64-linux,armv7l-linux /state/keys/client 1 1 big-parallel,gccarch-armv8-a,uid-range benchmark c3No");
 }

@@ -54,6 +54,7 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         },
         slots: 2,
         network,
+        nix_conf: String::new(),
         store: None,
         templates: None,
         pauses: true,

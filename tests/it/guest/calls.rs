@@ -7,7 +7,7 @@ use crate::common;
 
 #[test]
 fn every_other_way_of_calling_it_is_a_usage_error() {
-    let wrong: [&[&str]; 30] = [
+    let wrong: [&[&str]; 31] = [
         &[],
         &[""],
         &["help"],
@@ -26,6 +26,7 @@ fn every_other_way_of_calling_it_is_a_usage_error() {
         &["thaw", "vm-1", "0", "1"],
         &["identity"],
         &["identity", "vm-1", "vm-2"],
+        &["configure", "nix.conf"],
         &["store-mount", "/nix/store"],
         &["store-register", "12"],
         &["warm", "up"],
@@ -152,4 +153,24 @@ fn a_guest_in_which_nothing_builds_is_not_warm() {
             assert_eq!(said.stderr, format!("xpool-guest: {why}\n"));
         }
     });
+}
+
+#[test]
+fn what_the_host_gives_is_in_what_nix_conf_includes() {
+    in_each_shell(
+        "what_the_host_gives_is_in_what_nix_conf_includes",
+        |shell| {
+            let guest = Guest::new(shell);
+            guest.program("modprobe", "exit 1");
+            assert_eq!(guest.run(&["configure"]).code, Some(0));
+            assert!(!guest.path("/run/xpool/nix.conf").exists());
+            let file = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.xpool/nix.conf/raw";
+            fs::create_dir_all(guest.path(file).parent().unwrap()).unwrap();
+            guest.write(file, "extra-platforms = armv7l-linux\n");
+            let said = guest.run(&["configure"]);
+            assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+            let conf = guest.read("/run/xpool/nix.conf");
+            assert_eq!(conf, "extra-platforms = armv7l-linux\n");
+        },
+    );
 }

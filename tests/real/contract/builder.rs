@@ -23,6 +23,41 @@ async fn seen(vm: &QemuVm, script: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// What test suites have the kernel load by asking for a kind of socket, a file system, a cipher or a device.
+const MODULES: [&str; 18] = [
+    "af_alg",
+    "algif_skcipher",
+    "btrfs",
+    "can",
+    "dm_mod",
+    "dummy",
+    "fuse",
+    "isofs",
+    "loop",
+    "nbd",
+    "nf_tables",
+    "sctp",
+    "squashfs",
+    "tun",
+    "vcan",
+    "veth",
+    "vsock_loopback",
+    "xfs",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_finds_the_modules_that_test_suites_ask_for() {
+    for_each_image(async |image, dir| {
+        let vm = boot_of(booted(image, dir)).await;
+        let modules = MODULES.join(" ");
+        let find =
+            format!("IFS=:; for dir in $PATH; do [ -x $dir/modprobe ] && modprobe=$dir/modprobe; done; unset IFS
+            for module in {modules}; do $modprobe -n -q $module || echo $module; done");
+        assert_eq!(in_guest(&vm, &find).await, "");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_cannot_tell_the_guest_from_a_builder_that_runs_nixos() {
     for_each_image(async |image, dir| {
