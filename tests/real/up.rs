@@ -25,7 +25,7 @@ fn up_starts_everything_and_the_command_that_it_prints_works() {
 
     let built = run_printed_commands(&installation, &said.stderr);
     assert!(
-        built.starts_with("Linux ") && built.ends_with(" riscv64\n"),
+        built.starts_with("Linux version ") && built.contains("-riscv64 "),
         "{built}"
     );
 
