@@ -91,8 +91,8 @@ in
   };
 
   boot.kernel.sysctl = {
-    # Where memory ends, who asks for more is killed, which is a builder: nix-daemon and the agent ask for none while one runs.
-    # The largest process is not always one, where a build has many small ones.
+    # Where memory ends, the process that asks for more is killed: nearly always one of a build's, as nix-daemon asks for little
+    # while one runs. The largest process would be nix-daemon where a build has many small ones.
     "vm.oom_kill_allocating_task" = 1;
     # What newer releases of NixOS set by themselves, whichever this is evaluated with.
     "vm.max_map_count" = 1048576;

@@ -29,22 +29,22 @@ struct Names {
     mounts: &'static [&'static str],
     limit: &'static str,
     used: &'static str,
-    /// The line of `memory.stat` that tells of pages which are given back when others need them.
-    cache: &'static str,
+    /// The lines of `memory.stat` that tell of pages which are given back when others need them.
+    cache: [&'static str; 2],
 }
 
 const V2: Names = Names {
     mounts: &["sys/fs/cgroup", "sys/fs/cgroup/unified"],
     limit: "memory.max",
     used: "memory.current",
-    cache: "inactive_file ",
+    cache: ["active_file ", "inactive_file "],
 };
 
 const V1: Names = Names {
     mounts: &["sys/fs/cgroup/memory"],
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
-    cache: "total_inactive_file ",
+    cache: ["total_active_file ", "total_inactive_file "],
 };
 
 /// The groups that limit this process, its own and those around it, as the files below `root` have it: `/`, or a test's folder.
@@ -94,12 +94,14 @@ fn memory_of(names: &Names, dir: &Path) -> Option<GroupMemory> {
     let limit = number(&read(names.limit)?)?;
     let used = number(&read(names.used)?)?;
     let stat = read("memory.stat").unwrap_or_default();
-    let cache = stat
-        .lines()
-        .find_map(|line| number(line.strip_prefix(names.cache)?));
+    let value = |name| {
+        stat.lines()
+            .find_map(|line| number(line.strip_prefix(name)?))
+    };
+    let cache: u64 = names.cache.into_iter().filter_map(value).sum();
     Some(GroupMemory {
         limit,
-        used: used.saturating_sub(cache.unwrap_or(0)),
+        used: used.saturating_sub(cache),
     })
 }
 
@@ -130,7 +132,7 @@ pub(crate) mod tests {
             ("sys/fs/cgroup/machine/job/memory.current", "2147483648\n"),
             (
                 "sys/fs/cgroup/machine/job/memory.stat",
-                "anon 1\nfile 2147483647\ninactive_file 1073741824\nactive_file 0\n",
+                "anon 1\nfile 2147483647\ninactive_file 1073741820\nactive_file 4\n",
             ),
             ("sys/fs/cgroup/machine/job/step/memory.max", "2147483648\n"),
             ("sys/fs/cgroup/machine/job/step/memory.current", "0\n"),

@@ -128,7 +128,6 @@ pub(super) mod tests {
             ended: outcome.as_ref().map(|_| 70),
             outcome,
             cpu: None,
-            out_of_memory: None,
         }
     }
 

@@ -87,7 +87,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         if let Some(memory_mib) = self.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)? {
             profile.memory_mib = memory_mib;
         }
-        if let Some(CpuModel(cpu)) = &raw.cpu {
+        if let Some(CpuModel(cpu)) = raw.cpu.as_ref().map(toml::Spanned::get_ref) {
             profile.cpu.clone_from(cpu);
         }
         let disk_gib = self.within(
@@ -131,7 +131,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             vcpus: host.vcpus(profile),
             memory_mib: u64::from(profile.memory_mib),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
-            memory_floor_mib: floor.map_or(defaults.memory_floor_mib, u64::from),
+            memory_floor_mib: floor.map_or_else(|| host.memory_floor_mib(), u64::from),
             build_limits: BuildLimits {
                 timeout: raw.timeout.map(|time| time.0),
                 max_silent_time: raw.max_silent_time.map(|time| time.0),
@@ -173,15 +173,16 @@ pub(super) fn pool(
 }
 
 fn abilities(raw: &RawPool) -> Abilities {
-    let words = |words: &Option<Vec<Word>>| {
-        let words = words.iter().flatten();
+    let words = |words: Option<&Vec<Word>>| {
+        let words = words.into_iter().flatten();
         words.map(|Word(word)| word.clone()).collect::<Vec<_>>()
     };
+    let platforms = raw.extra_platforms.as_ref();
     Abilities::new(
-        words(&raw.features),
-        words(&raw.mandatory_features),
-        words(&raw.extra_platforms),
-        words(&raw.experimental_features),
+        words(raw.features.as_ref()),
+        words(raw.mandatory_features.as_ref()),
+        words(platforms.map(toml::Spanned::get_ref)),
+        words(raw.experimental_features.as_ref()),
     )
 }
 

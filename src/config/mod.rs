@@ -171,6 +171,13 @@ impl Host {
         NonZeroU32::new(self.cpus.min(by_memory)).unwrap_or(NonZeroU32::MIN)
     }
 
+    /// Available memory that no start may touch where nothing else is configured: less in a small machine or container, where it would
+    /// be all of it.
+    fn memory_floor_mib(&self) -> u64 {
+        let eighth = u64::from(self.memory_mib / 8);
+        Policy::default().memory_floor_mib.min(eighth)
+    }
+
     /// Processors that VMs are given.
     fn vcpus(&self, profile: &VmProfile) -> Vcpus {
         match profile.vcpus {
@@ -232,6 +239,15 @@ impl Config {
         let raw = raw(file, text)?;
         let error_at = |span, message| ConfigError::value(file, text, span, message);
         let at = |value: &toml::Spanned<u32>, message| error_at(value.span(), message);
+        let cpu = raw.pool.cpu.as_ref().map(toml::Spanned::span);
+        let platforms = raw.pool.extra_platforms.as_ref();
+        let platforms = platforms.map(toml::Spanned::span);
+        for (key, span) in [("cpu", cpu), ("extra-platforms", platforms)] {
+            let message = format!(
+                "`{key}` is for one system and belongs into a section such as `[systems.aarch64-linux]`"
+            );
+            span.map_or(Ok(()), |span| Err(error_at(span, message)))?;
+        }
         let mut systems = BTreeMap::new();
         for (system, profile) in profiles {
             let merged = raw.pool_of(system);

@@ -137,8 +137,8 @@ fn what_builders_can_do_and_what_they_have_is_configured_for_a_system() {
         (arm.profile.cpu.as_str(), arm.profile.disk_gib),
         ("cortex-a72", 40)
     );
-    let conf = "experimental-features = ca-derivations\nextra-platforms = armv7l-linux\n\
-        system-features = benchmark big-parallel ca-derivations gccarch-armv8-a\n";
+    let conf = "extra-experimental-features = ca-derivations\nextra-extra-platforms = armv7l-linux\n\
+        extra-system-features = ca-derivations gccarch-armv8-a\n";
     assert_eq!(arm.abilities.guest_conf(), conf);
     let riscv = &config.systems[&System::Riscv64Linux];
     assert_eq!(
@@ -153,7 +153,11 @@ fn what_builders_can_do_and_what_they_have_is_configured_for_a_system() {
         "xpool.toml:2: `a b` is no word of Nix's such as `gccarch-rv64gc` or `armv7l-linux`"
     );
     assert_eq!(
-        refused("[pool]\ncpu = \"rv64 -drive\"\n"),
+        refused("[pool]\ncpu = \"cortex-a72\"\n"),
+        "xpool.toml:2: `cpu` is for one system and belongs into a section such as `[systems.aarch64-linux]`"
+    );
+    assert_eq!(
+        refused("[systems.riscv64-linux]\ncpu = \"rv64 -drive\"\n"),
         "xpool.toml:2: `rv64 -drive` is no processor of QEMU's such as `rv64,v=true,sv57=off`"
     );
     assert_eq!(

@@ -15,6 +15,10 @@ use crate::pool::SessionId;
 /// How many builds that have ended are remembered: a day's work of a person, a few megabytes.
 const MAX_ENDED: usize = 200;
 
+/// How long a process that was killed for want of memory may be why its build fails, in seconds: what it was a part of says so at once. A
+/// configure script that has tried how much there is goes on.
+const BLAMED_FOR_S: u64 = 15;
+
 /// Numbers for builds, no two alike.
 pub(super) type BuildIds = Arc<AtomicU64>;
 
@@ -25,6 +29,8 @@ pub(super) struct Builds {
     events: Events,
     /// A session has one build at a time.
     running: BTreeMap<SessionId, BuildView>,
+    /// The process that was killed last for want of memory in the VM of a build that runs, and when, in seconds since the epoch.
+    killed: BTreeMap<SessionId, (String, u64)>,
     /// The oldest first.
     ended: VecDeque<BuildView>,
     counters: BuildCounters,
@@ -37,6 +43,7 @@ impl Builds {
             ids,
             events,
             running: BTreeMap::new(),
+            killed: BTreeMap::new(),
             ended: VecDeque::new(),
             counters: BuildCounters::default(),
         }
@@ -95,8 +102,8 @@ impl Builds {
 
     /// Memory ran out in a session's VM, and a process of this name was killed.
     pub(super) fn out_of_memory(&mut self, id: SessionId, process: &str) {
-        if let Some(build) = self.running.get_mut(&id) {
-            build.out_of_memory = Some(process.to_owned());
+        if self.running.contains_key(&id) {
+            self.killed.insert(id, (process.to_owned(), wall_clock()));
         }
     }
 
@@ -116,7 +123,6 @@ impl Builds {
             ended: None,
             outcome: None,
             cpu: None,
-            out_of_memory: None,
         };
         self.events.tell(|| Happening::BuildBegan(build.clone()));
         self.running.insert(id, build);
@@ -142,14 +148,17 @@ impl Builds {
         let Some(build) = self.running.remove(&id) else {
             return;
         };
-        let outcome = match (outcome, &build.out_of_memory) {
-            (BuildOutcome::Failed { because }, Some(process)) => BuildOutcome::Failed {
+        let now = wall_clock();
+        let killed = self.killed.remove(&id);
+        let killed = killed.filter(|(_, at)| now.saturating_sub(*at) <= BLAMED_FOR_S);
+        let outcome = match (outcome, killed) {
+            (BuildOutcome::Failed { because }, Some((process, _))) => BuildOutcome::Failed {
                 because: format!("out of memory: `{process}` was killed; {because}"),
             },
             (outcome, _) => outcome,
         };
         let build = BuildView {
-            ended: Some(wall_clock()),
+            ended: Some(now),
             outcome: Some(outcome),
             cpu,
             ..build

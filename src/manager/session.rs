@@ -118,10 +118,10 @@ impl ManagedSession {
         self.granted.is_none() && self.returns < MOST_RETURNS && !self.updates.is_closed()
     }
 
-    /// Never waits: a session reads its news at once, and `Waiting` leaves room for what must not be lost.
+    /// Never waits: a session reads its news at once, and `Waiting` and `Note` leave room for what must not be lost.
     pub(super) fn tell(&self, update: SessionUpdate) {
-        let is_news_of_waiting = matches!(update, SessionUpdate::Waiting(_));
-        if is_news_of_waiting && self.updates.capacity() <= RESERVED_UPDATES {
+        let can_be_lost = matches!(update, SessionUpdate::Waiting(_) | SessionUpdate::Note(_));
+        if can_be_lost && self.updates.capacity() <= RESERVED_UPDATES {
             return;
         }
         // A session whose front end has gone is about to be reported as dropped.

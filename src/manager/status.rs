@@ -62,9 +62,6 @@ pub struct BuildView {
     pub outcome: Option<BuildOutcome>,
     /// The processor time that it took, where the guest's Nix has told.
     pub cpu: Option<CpuTime>,
-    /// The process that was killed last in its VM for want of memory, while it ran.
-    #[serde(default)]
-    pub out_of_memory: Option<String>,
 }
 
 /// How a build ended.

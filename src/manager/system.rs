@@ -282,11 +282,11 @@ impl<B: VmBackend> ManagedSystem<B> {
                     "no way into the VM"
                 );
             }
+            // What somebody has put into a VM that was named stays, as long as it is that client's.
+            VmNews::Worn if self.pool.is_pinned(id) => {}
             VmNews::Worn => {
-                info!(
-                    vm = self.vm_name(id),
-                    "the disk of the VM is used up, and it serves no more"
-                );
+                let vm = self.vm_name(id);
+                info!(vm, "the disk of the VM is used up, and it serves no more");
                 self.handle(now, Event::DrainVm(id));
             }
             VmNews::OutOfMemory(process) => self.out_of_memory(id, &process),

@@ -64,6 +64,7 @@ impl Abilities {
     /// The platforms of a line: that of the system first.
     pub fn platforms(&self, system: System) -> Vec<&str> {
         let further = self.platforms.iter().map(String::as_str);
+        let further = further.filter(|platform| *platform != system.name());
         [system.name()].into_iter().chain(further).collect()
     }
 
@@ -84,7 +85,8 @@ impl Abilities {
         self.mandatory.iter().map(String::as_str).collect()
     }
 
-    /// What the guest's nix.conf has beside what is in its image; empty where there is nothing.
+    /// What the guest's nix.conf has beside what is in its image, which may have experiments and features of its own; empty where there
+    /// is nothing.
     pub fn guest_conf(&self) -> String {
         let mut conf = String::new();
         let mut say = |key: &str, words: Vec<&str>| {
@@ -92,20 +94,21 @@ impl Abilities {
         };
         if !self.experimental.is_empty() {
             let words = self.experimental.iter().map(String::as_str);
-            say("experimental-features", words.collect());
+            say("extra-experimental-features", words.collect());
         }
         if self.experimental.contains("auto-allocate-uids") {
             say("auto-allocate-uids", vec!["true"]);
         }
         if !self.platforms.is_empty() {
             let words = self.platforms.iter().map(String::as_str);
-            say("extra-platforms", words.collect());
+            say("extra-extra-platforms", words.collect());
         }
-        if !(self.features.is_empty() && self.mandatory.is_empty()) {
-            say(
-                "system-features",
-                [self.features(), self.mandatory()].concat(),
-            );
+        let features = self.features.union(&self.mandatory).map(String::as_str);
+        let further: Vec<_> = features
+            .filter(|word| !SYSTEM_FEATURES.contains(word))
+            .collect();
+        if !further.is_empty() {
+            say("extra-system-features", further);
         }
         conf
     }
@@ -138,8 +141,8 @@ mod tests {
         let uids = abilities(&["uid-range"], &[], &[]);
         assert_eq!(
             uids.guest_conf(),
-            "experimental-features = auto-allocate-uids cgroups\nauto-allocate-uids = true\n\
-             system-features = benchmark big-parallel uid-range\n"
+            "extra-experimental-features = auto-allocate-uids cgroups\nauto-allocate-uids = true\n\
+             extra-system-features = uid-range\n"
         );
         assert_eq!(
             abilities(&[], &[], &["auto-allocate-uids", "cgroups"]),
@@ -148,8 +151,8 @@ mod tests {
         let impure = abilities(&[], &[], &["impure-derivations"]);
         assert_eq!(
             impure.guest_conf(),
-            "experimental-features = ca-derivations impure-derivations\n\
-             system-features = benchmark big-parallel ca-derivations\n"
+            "extra-experimental-features = ca-derivations impure-derivations\n\
+             extra-system-features = ca-derivations\n"
         );
     }
 
@@ -158,10 +161,10 @@ mod tests {
         let alone = abilities(&["gccarch-rv64gc"], &["benchmark"], &[]);
         assert_eq!(alone.features(), ["big-parallel", "gccarch-rv64gc"]);
         assert_eq!(alone.mandatory(), ["benchmark"]);
-        let conf = "system-features = big-parallel gccarch-rv64gc benchmark\n";
+        let conf = "extra-system-features = gccarch-rv64gc\n";
         assert_eq!(alone.guest_conf(), conf);
         let arm = Abilities::new([], [], ["armv7l-linux".to_owned()], []);
-        assert_eq!(arm.guest_conf(), "extra-platforms = armv7l-linux\n");
+        assert_eq!(arm.guest_conf(), "extra-extra-platforms = armv7l-linux\n");
         let platforms = ["aarch64-linux", "armv7l-linux"];
         assert_eq!(arm.platforms(System::Aarch64Linux), platforms);
     }

@@ -91,6 +91,11 @@ impl Observer {
         running.is_between_frames()
     }
 
+    /// Whether the server sends frames between which something could be put in, or is about to: not its reply.
+    pub fn is_among_frames(&self) -> bool {
+        matches!(&self.state, State::Running(running) if running.is_among_frames())
+    }
+
     /// Whether what the client sends is still understood. Never again once it was not.
     pub fn is_watching(&self) -> bool {
         !matches!(self.state, State::Off)

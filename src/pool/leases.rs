@@ -140,7 +140,8 @@ impl Pool {
         planner::ready(&self.vms).find_map(|(id, vm)| Some((id, vm.sessions.get(&session)?)))
     }
 
-    fn is_pinned(&self, id: VmId) -> bool {
+    /// Whether a client has named the VM, so that it is that client's.
+    pub fn is_pinned(&self, id: VmId) -> bool {
         let vm = self.vms.get(&id).and_then(VmState::as_ready);
         vm.is_some_and(|vm| vm.is_pinned)
     }

@@ -115,7 +115,8 @@ impl Watch {
     pub(super) fn see_guest(&self, bytes: &[u8]) -> usize {
         let mut observed = self.lock();
         observed.client_is_current = false;
-        let (events, n_passed) = if observed.stops || !observed.notes.is_empty() {
+        let looks_for_a_place = !observed.notes.is_empty() && observed.observer.is_among_frames();
+        let (events, n_passed) = if observed.stops || looks_for_a_place {
             up_to_boundary(&mut observed.observer, bytes)
         } else {
             (observed.observer.from_server(bytes), bytes.len())
@@ -128,7 +129,8 @@ impl Watch {
     /// A line for the client, at the next place where one can be put in.
     pub(super) fn note_for_client(&self, text: &str) {
         let mut observed = self.lock();
-        if observed.notes.len() < MOST_NOTES {
+        // Without a place for it nothing is kept for one.
+        if observed.observer.is_watching() && observed.notes.len() < MOST_NOTES {
             let line = stderr::line(&format!("xpool: {text}"));
             observed.notes.extend(line);
             self.notes.notify_one();

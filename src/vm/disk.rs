@@ -19,8 +19,8 @@ const CREATE_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) overlay: PathBuf,
-    /// Of what the guest sees, in GiB.
-    pub(super) gib: u32,
+    /// Of what the guest sees, in bytes.
+    pub(super) size: u64,
 }
 
 impl Disk {
@@ -33,7 +33,7 @@ impl Disk {
         // Unknown is as good as endless.
         let left = rustix::fs::statvfs(&self.overlay)
             .map_or(u64::MAX, |host| host.f_bavail.saturating_mul(host.f_frsize));
-        is_worn(overlay.blocks() * 512, bytes(self.gib), left)
+        is_worn(overlay.blocks() * 512, self.size, left)
     }
 }
 
@@ -55,13 +55,13 @@ fn size_of(file: &Path) -> io::Result<u64> {
 }
 
 /// Makes the qcow2 file `overlay`, which holds what differs from the qcow2 file `base`. Its disk has so many GiB, and as many as that of
-/// `base` at the least; the guest makes its file system as large.
+/// `base` at the least; the guest makes its file system as large. Gives its size in bytes.
 pub(super) async fn create_overlay(
     qemu_img: &Path,
     base: &Path,
     overlay: &Path,
     gib: u32,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
     let doing = || {
         format!(
             "making the VM's disk `{}` over `{}`",
@@ -85,7 +85,7 @@ pub(super) async fn create_overlay(
         .with_context(|| format!("starting `{}`", qemu_img.display()))
         .with_context(doing)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(size);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(anyhow::anyhow!("{}", failure(&said, overlay))).with_context(doing)

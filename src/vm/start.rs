@@ -49,6 +49,7 @@ struct Started {
     sinks: EventSinks,
     port_news: PortNews,
     killed: Option<KilledProcesses>,
+    disk: Disk,
 }
 
 /// What is heard of ports: those of the slots, and the shell's.
@@ -74,6 +75,7 @@ pub(super) async fn bring_up(
         sinks,
         port_news,
         killed,
+        disk,
     } = started.with_context(|| format!("starting `{}`", spec.name))?;
     let (unmet, reached) = watch::channel(Unmet::new(Requirement::QemuAnswers));
     let note = |news: Unmet| {
@@ -94,10 +96,7 @@ pub(super) async fn bring_up(
         () = abort.cancelled() => BootFailure::Aborted,
         end = machine.ended() => BootFailure::Died(end.exit.in_words().to_owned()),
         ready = tokio::time::timeout(spec.boot_timeout, ready) => match ready {
-            Ok(Ok(guest)) => {
-                let disk = Disk { overlay: layout.overlay().to_owned(), gib: spec.profile.disk_gib };
-                return Ok(QemuVm::new(machine, guest, killed, disk, spec, origin));
-            }
+            Ok(Ok(guest)) => return Ok(QemuVm::new(machine, guest, killed, disk, spec, origin)),
             Ok(Err(error)) => BootFailure::Failed(reached.borrow().requirement, error),
             Err(_) => BootFailure::TimedOut(reached.borrow().clone(), spec.boot_timeout),
         },
@@ -120,13 +119,15 @@ async fn start(spec: &VmSpec, origin: Origin<'_>) -> anyhow::Result<Started> {
         _ => Memory::Own,
     };
     let disk_gib = spec.profile.disk_gib;
-    disk::create_overlay(&spec.qemu_img, &base, layout.overlay(), disk_gib).await?;
+    let overlay = layout.overlay().to_owned();
+    let size = disk::create_overlay(&spec.qemu_img, &base, &overlay, disk_gib).await?;
     let arguments = command::arguments(spec, memory, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
     let mut process = Process::spawn(&spec.qemu, &arguments, dir.path(), &spec.console_log)?;
     let (sinks, sources) = channels(&spec.name, &spec.private_parent, spec.slots);
     Ok(Started {
         killed: process.killed(),
+        disk: Disk { overlay, size },
         machine: Machine::new(process, dir, sources.fate),
         layout,
         sinks,

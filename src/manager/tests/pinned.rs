@@ -54,6 +54,18 @@ async fn sessions_that_name_a_vm_get_it_one_after_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_that_was_named_stays_when_its_disk_is_used_up() {
+    let fixture = Fixture::up(1).await;
+    fixture.backend.wear_out(0);
+    for _ in 0..2 {
+        let mut ticket = fixture.open_named("vm-riscv64-1", "test").await;
+        assert_eq!(granted(&mut ticket).await.0, "riscv64-1");
+    }
+    let is_pinned = |status: &Status| status.systems[0].vms[0].state == VmStage::Pinned;
+    fixture.until(is_pinned).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_hears_of_the_vm_that_it_has_named() {
     let fixture = Fixture::new(1);
     let mut build = fixture.open().await;

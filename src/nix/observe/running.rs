@@ -114,6 +114,14 @@ impl Running {
         })
     }
 
+    /// Whether the server sends frames: the reply has not begun.
+    pub(super) fn is_among_frames(&self) -> bool {
+        matches!(
+            self.server,
+            Server::Boundary | Server::Tag | Server::Frame(_)
+        )
+    }
+
     /// Whether the server's stream is exactly between two frames.
     pub(super) fn is_between_frames(&self) -> bool {
         matches!(self.server, Server::Boundary)

@@ -62,3 +62,13 @@ async fn a_note_after_the_reply_has_begun_waits_for_the_next_operation() {
     rig.expect(&[told_line(), line].concat()).await;
     assert!(matches!(rig.leave().await, Outcome::Served { .. }));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_note_keeps_nothing_back_of_a_reply_or_of_what_is_not_understood() {
+    let (mut rig, session, mut guest) = begun(&build(), BuildLimits::default()).await;
+    say(&mut rig, &mut guest, &99_u64.to_le_bytes()).await;
+    note(&session).await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    say(&mut rig, &mut guest, &vec![7; 100_000]).await;
+    assert!(matches!(rig.leave().await, Outcome::Served { .. }));
+}
