@@ -91,9 +91,6 @@ in
   };
 
   boot.kernel.sysctl = {
-    # Where memory ends, the process that asks for more is killed: nearly always one of a build's, as nix-daemon asks for little
-    # while one runs. The largest process would be nix-daemon where a build has many small ones.
-    "vm.oom_kill_allocating_task" = 1;
     # What newer releases of NixOS set by themselves, whichever this is evaluated with.
     "vm.max_map_count" = 1048576;
     "fs.inotify.max_user_instances" = 524288;

@@ -244,7 +244,7 @@ impl Config {
         let platforms = platforms.map(toml::Spanned::span);
         for (key, span) in [("cpu", cpu), ("extra-platforms", platforms)] {
             let message = format!(
-                "`{key}` is for one system and belongs into a section such as `[systems.aarch64-linux]`"
+                "`{key}` cannot be the same for all systems: move it to a section such as `[systems.aarch64-linux]`"
             );
             span.map_or(Ok(()), |span| Err(error_at(span, message)))?;
         }

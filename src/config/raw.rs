@@ -209,21 +209,15 @@ impl<'de> Deserialize<'de> for HumanDuration {
     }
 }
 
-/// A word of Nix's: a feature or a platform.
+/// A name of Nix's: a feature or a platform.
 #[derive(Clone, Debug)]
 pub(super) struct Word(pub(super) String);
 
 impl<'de> Deserialize<'de> for Word {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let is_fit = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
-        if !text.is_empty() && text.chars().all(is_fit) {
-            return Ok(Self(text));
-        }
-        Err(D::Error::custom(format!(
-            "`{}` is no word of Nix's such as `gccarch-rv64gc` or `armv7l-linux`",
-            text.escape_debug()
-        )))
+        let what =
+            "the name of a feature or a platform, such as `gccarch-rv64gc` or `armv7l-linux`";
+        text_of(deserializer, "+-._", what).map(Self)
     }
 }
 
@@ -233,14 +227,22 @@ pub(super) struct CpuModel(pub(super) String);
 
 impl<'de> Deserialize<'de> for CpuModel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let is_fit = |c: char| c.is_ascii_alphanumeric() || "+-._,=".contains(c);
-        if !text.is_empty() && text.chars().all(is_fit) {
-            return Ok(Self(text));
-        }
-        Err(D::Error::custom(format!(
-            "`{}` is no processor of QEMU's such as `rv64,v=true,sv57=off`",
-            text.escape_debug()
-        )))
+        let what = "a value of QEMU's `-cpu`, such as `rv64,v=true,sv57=off`";
+        text_of(deserializer, "+-._,=", what).map(Self)
     }
+}
+
+/// A text of letters, digits and these characters.
+fn text_of<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    punctuation: &str,
+    what: &str,
+) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || punctuation.contains(c);
+    if !text.is_empty() && text.chars().all(is_fit) {
+        return Ok(text);
+    }
+    let text = text.escape_debug();
+    Err(D::Error::custom(format!("`{text}` is not {what}")))
 }

@@ -12,9 +12,9 @@ use super::counters::Counters;
 use super::events::{Events, Happening};
 use super::forecast::SystemForecast;
 use super::session::{ManagedSession, watch_session};
-use super::status::BuildView;
+use super::status::{BuildView, InputsView};
 use super::supervisor::{VmCommand, VmNews};
-use super::ticket::{Grant, NewSession, SessionRequest, SessionUpdate};
+use super::ticket::{Grant, InputsTaker, NewSession, SessionRequest, SessionUpdate};
 use super::worked::WorkedDesk;
 use super::{News, SessionNews, VmFactory};
 use crate::activation::Handover;
@@ -24,7 +24,7 @@ use crate::pool::policy::{BuildLimits, Policy, Share};
 use crate::pool::shape::Shape;
 use crate::pool::{Action, Event, Pool, SessionId, VmId};
 use crate::store::HostStore;
-use crate::vm::VmBackend;
+use crate::vm::{Hop, VmBackend};
 
 pub(super) struct ManagedSystem<B> {
     pub(super) system: System,
@@ -238,41 +238,9 @@ impl<B: VmBackend> ManagedSystem<B> {
                 );
             }
             VmNews::HopOpened(session, hop, inputs) => {
-                // A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
-                if let (Some(session), Some(vm)) =
-                    (self.sessions.get_mut(&session), self.vms.get(&id))
-                {
-                    session.granted = Some(now);
-                    if !session.is_over {
-                        let waited = now.saturating_duration_since(session.opened);
-                        self.counters.waits.add(waited);
-                    }
-                    let taker = inputs.filter(|_| !session.fetch_only);
-                    let inputs = session.look_up.take().zip(taker);
-                    session.tell(SessionUpdate::Granted(Grant {
-                        vm: vm.name.clone(),
-                        hop,
-                        fetch_only: session.fetch_only,
-                        inputs: inputs
-                            .map(|(look_up, taker)| look_up.hand_over(taker))
-                            .unwrap_or_default(),
-                        limits: self.limits,
-                    }));
-                }
+                self.hop_opened(now, id, session, hop, inputs);
             }
-            VmNews::InputsGiven(session, view) => {
-                info!(
-                    session = session.0,
-                    asked = view.asked,
-                    shared = view.shared,
-                    "inputs"
-                );
-                self.counters.inputs_asked += view.asked as u64;
-                self.counters.inputs_shared += view.shared as u64;
-                if let Some(session) = self.sessions.get_mut(&session) {
-                    session.inputs = Some(view);
-                }
-            }
+            VmNews::InputsGiven(session, view) => self.inputs_given(session, view),
             VmNews::HopFailed(session, error) => {
                 // The VM is about to end, and what becomes of the session is decided then.
                 warn!(
@@ -286,7 +254,10 @@ impl<B: VmBackend> ManagedSystem<B> {
             VmNews::Worn if self.pool.is_pinned(id) => {}
             VmNews::Worn => {
                 let vm = self.vm_name(id);
-                info!(vm, "the disk of the VM is used up, and it serves no more");
+                info!(
+                    vm,
+                    "the disk of the VM is nearly full: it takes no further build"
+                );
                 self.handle(now, Event::DrainVm(id));
             }
             VmNews::OutOfMemory(process) => self.out_of_memory(id, &process),
@@ -298,6 +269,50 @@ impl<B: VmBackend> ManagedSystem<B> {
                 self.handle(now, Event::SessionClosed(session, outputs));
             }
             VmNews::Ended(exit) => self.vm_ended(now, id, exit),
+        }
+    }
+
+    /// A session that has gone meanwhile leaves the hop to be dropped here, which closes it.
+    fn hop_opened(
+        &mut self,
+        now: Instant,
+        id: VmId,
+        session: SessionId,
+        hop: Hop,
+        inputs: Option<InputsTaker>,
+    ) {
+        let (Some(session), Some(vm)) = (self.sessions.get_mut(&session), self.vms.get(&id)) else {
+            return;
+        };
+        session.granted = Some(now);
+        if !session.is_over {
+            let waited = now.saturating_duration_since(session.opened);
+            self.counters.waits.add(waited);
+        }
+        let taker = inputs.filter(|_| !session.fetch_only);
+        let inputs = session.look_up.take().zip(taker);
+        session.tell(SessionUpdate::Granted(Grant {
+            vm: vm.name.clone(),
+            hop,
+            fetch_only: session.fetch_only,
+            inputs: inputs
+                .map(|(look_up, taker)| look_up.hand_over(taker))
+                .unwrap_or_default(),
+            limits: self.limits,
+        }));
+    }
+
+    fn inputs_given(&mut self, session: SessionId, view: InputsView) {
+        info!(
+            session = session.0,
+            asked = view.asked,
+            shared = view.shared,
+            "inputs"
+        );
+        self.counters.inputs_asked += view.asked as u64;
+        self.counters.inputs_shared += view.shared as u64;
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.inputs = Some(view);
         }
     }
 
@@ -321,9 +336,9 @@ impl<B: VmBackend> ManagedSystem<B> {
     /// Whose process it was is not known, so all that are in the VM are told.
     fn out_of_memory(&mut self, id: VmId, process: &str) {
         let vm = self.vm_name(id);
-        warn!(vm, process, "memory ran out in the guest");
+        warn!(vm, process, "the guest ran out of memory");
         let text = format!(
-            "memory ran out in {vm}, and its kernel killed `{process}`: a VM has {} MiB (`memory-mib` in xpool.toml)",
+            "{vm} ran out of memory and its kernel killed `{process}`; it has {} MiB: raise `memory-mib` in xpool.toml",
             self.memory_mib
         );
         for (session, managed) in &self.sessions {

@@ -77,7 +77,7 @@ pub enum SessionUpdate {
     Granted(Grant),
     /// It gets none; the text says why and what to do next.
     Rejected(String),
-    /// Something for the person who waits that changes nothing for the session: `memory ran out in riscv64-1, …`.
+    /// Something for the person who waits that changes nothing for the session: `riscv64-1 ran out of memory …`.
     Note(String),
     /// The VM it was using has ended.
     VmGone {

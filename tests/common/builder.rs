@@ -30,8 +30,8 @@ pub const SYSCTLS: [(&str, &str, By); 15] = [
     ("kernel.unprivileged_bpf_disabled", "2", By::NixOs),
     ("vm.overcommit_memory", "0", By::NixOs),
     ("vm.swappiness", "60", By::NixOs),
-    // Not as on a builder: there the largest process is killed where memory ends.
-    ("vm.oom_kill_allocating_task", "1", By::Guest),
+    // The largest process is killed where memory ends.
+    ("vm.oom_kill_allocating_task", "0", By::NixOs),
 ];
 
 /// What `ulimit` says to a build. `LimitNOFILE` of NixOS's nix-daemon.service, the kernel's own for the others, and no core files

@@ -203,7 +203,7 @@ async fn a_session_is_told_that_memory_ran_out_and_so_is_who_asks_for_its_build(
     let Some(SessionUpdate::Note(text)) = ticket.next().await else {
         panic!("no note")
     };
-    let told = "memory ran out in riscv64-1, and its kernel killed `cc1plus`: a VM has 2048 MiB (`memory-mib` in xpool.toml)";
+    let told = "riscv64-1 ran out of memory and its kernel killed `cc1plus`; it has 2048 MiB: raise `memory-mib` in xpool.toml";
     assert_eq!(text, told);
     let failure = Some("builder failed with exit code 1".to_owned());
     let ended = BuildEnded { failure, cpu: None };
