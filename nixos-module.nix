@@ -61,7 +61,7 @@ let
       "nat"
       "none"
     ]) "Whether machines have a network device.";
-    memory-mib = optional (types.ints.between 256 1048576) "Memory of a machine.";
+    memory-mib = optional (types.either (types.ints.between 256 1048576) (types.enum [ "auto" ])) "Memory of a machine.";
     disk-gib = optional (types.ints.between 16 4096) "Size of a machine's disk; what is not written takes no room.";
     cpu = optional types.str "What QEMU's `-cpu` is given.";
     features = optional (types.listOf types.str) "What builds may want of a machine, beside benchmark and big-parallel.";

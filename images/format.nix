@@ -21,7 +21,7 @@ let
 
   # Fields of src/image/manifest.rs; those of the files are added where they are known.
   manifest = {
-    contract = 5;
+    contract = 6;
     inherit system;
     kind = "nixos";
     recipe = builtins.hashString "sha256" (builtins.unsafeDiscardStringContext "${toplevel}");

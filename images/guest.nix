@@ -144,11 +144,13 @@ in
     auto-optimise-store = false;
     fsync-metadata = false;
     keep-build-log = false;
+    # There if the host gives one.
+    netrc-file = "/run/xpool/netrc";
   };
   # What is configured for the pool.
   nix.extraOptions = "!include /run/xpool/nix.conf";
   systemd.services.xpool-configure = {
-    description = "Configuration of Nix that the host gives";
+    description = "Configuration of Nix, its variables and certificates, as the host gives them";
     wantedBy = [ "multi-user.target" ];
     before = [
       "nix-daemon.service"
@@ -176,6 +178,8 @@ in
       LimitNOFILE = lib.mkDefault 1048576;
       # Builders inherit which signals are ignored (NixOS/nix issue 2803).
       IgnoreSIGPIPE = false;
+      # What the host gives: proxies, and which certificates to trust.
+      EnvironmentFile = "-/run/xpool/environment";
     };
   };
   # Nobody evaluates anything here, and the sources of nixpkgs would be in the image.
@@ -191,12 +195,20 @@ in
     wait-online.enable = false;
     networks."10-eth0" = {
       matchConfig.Name = "eth0";
-      address = [ "10.0.2.15/24" ];
+      address = [
+        "10.0.2.15/24"
+        # For name servers that this machine has by IPv6 only: QEMU's is at fec0::3.
+        "fec0::15/64"
+      ];
       gateway = [ "10.0.2.2" ];
     };
   };
   services.resolved.enable = false;
-  environment.etc."resolv.conf".text = "nameserver 10.0.2.3\n";
+  # As /etc/hosts a file and not a link: `xpool-guest names` writes it.
+  environment.etc."resolv.conf" = {
+    text = "nameserver 10.0.2.3\n";
+    mode = "0644";
+  };
 
   # Nobody logs in: no password, no key, no terminal, no sshd unless somebody adds `services.openssh`, whose host key then is
   # in all copies. A shell comes through the agent.

@@ -23,6 +23,7 @@ use crate::nix::client::Form;
 use crate::nix::machines::{BuildMachine, Endpoint, UnfitPath, ssh_config, ssh_host};
 use crate::paths::Paths;
 use crate::pool::Mode;
+use crate::slot_links::SlotLinks;
 use crate::state;
 
 /// How many machines of each system Nix is told of.
@@ -47,10 +48,11 @@ impl ClientFiles {
         handover: Handover,
     ) -> Result<Self> {
         write_ssh(config.listen, paths, keys)?;
+        write_links(config, paths)?;
         let files = Self {
             config: config.clone(),
             paths: paths.clone(),
-            endpoint: endpoint(config.listen, paths, keys)?,
+            endpoint: endpoint(config.listen, paths, keys),
             told: counts(config, &Status::default()),
             handover,
         };
@@ -108,14 +110,24 @@ impl Drop for ClientFiles {
 }
 
 /// What clients reach the manager of this state folder by.
-pub fn endpoint(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Result<Endpoint> {
-    Ok(Endpoint {
+pub fn endpoint(listen: SocketAddr, paths: &Paths, keys: &GatewayKeys) -> Endpoint {
+    Endpoint {
         listen,
         key: keys.client_file(),
         host_key_base64: keys.machine_field(),
-        program: std::env::current_exe().context("finding xpool's own program")?,
-        state: paths.state().to_owned(),
-    })
+        slots: paths.slots(),
+    }
+}
+
+/// Makes the links that Nix starts in place of ssh, to this program.
+pub fn write_links(config: &Config, paths: &Paths) -> Result<()> {
+    let program = std::env::current_exe().context("finding xpool's own program")?;
+    let links = SlotLinks::new(config, paths.slots(), &program, paths.state());
+    let _lock = state::lock(&paths.machines_lock())?;
+    if links.are_there() {
+        return Ok(());
+    }
+    links.write()
 }
 
 /// Writes what ssh has to know of the gateway. It stays when the manager ends: without machines, nobody asks ssh.

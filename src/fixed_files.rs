@@ -4,9 +4,8 @@
 //! that user must not write them. Nothing here names a file of the state folder, but for the socket that `xpool connect` finds
 //! in it.
 
-use std::fs::{self, DirBuilder, Metadata, Permissions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -18,20 +17,29 @@ use crate::guarded;
 use crate::nix::System;
 use crate::nix::client::Form;
 use crate::nix::machines::{BuildMachine, Endpoint, UnfitPath, ssh_config};
+use crate::slot_links::{self, SlotLinks};
 use crate::state;
 
 const MACHINES: &str = "machines";
 const SSH_CONFIG: &str = "ssh_config";
 const KNOWN_HOSTS: &str = "known_hosts";
 const CLIENT_KEY: &str = "client_ed25519";
+const SLOTS: &str = "slots";
 
-/// One of them.
+/// One of them, or a directory of links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FixedFile {
     /// Where it is.
     pub path: PathBuf,
-    content: Vec<u8>,
-    mode: u32,
+    content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    /// A file with this in it, and its mode.
+    Bytes(Vec<u8>, u32),
+    /// A directory of links.
+    Links(SlotLinks),
 }
 
 /// The machines file in a folder.
@@ -44,7 +52,7 @@ pub fn ssh_piece(dir: &Path) -> PathBuf {
     dir.join(SSH_CONFIG)
 }
 
-/// The files for Nixes that start the helper.
+/// The files for Nixes that start the helper, in the order in which they name one another.
 pub fn of_local(
     config: &Config,
     state: &Path,
@@ -56,11 +64,15 @@ pub fn of_local(
         // Of ssh only.
         key: PathBuf::new(),
         host_key_base64: String::new(),
-        program: program.to_owned(),
-        state: state.to_owned(),
+        slots: dir.join(SLOTS),
     };
     let lines = lines(config, &endpoint, Form::Local)?;
-    Ok(vec![file(dir, MACHINES, lines, 0o644)])
+    let slots = SlotLinks::new(config, dir.join(SLOTS), program, state);
+    let slots = FixedFile {
+        path: slots.dir().to_owned(),
+        content: Content::Links(slots),
+    };
+    Ok(vec![slots, file(dir, MACHINES, lines, 0o644)])
 }
 
 /// The files for Nixes that come by ssh, in the order in which they name one another.
@@ -77,8 +89,7 @@ pub fn of_ssh(
         key,
         host_key_base64: keys.machine_field(),
         // Of the local transport only.
-        program: PathBuf::new(),
-        state: PathBuf::new(),
+        slots: PathBuf::new(),
     };
     let lines = lines(config, &endpoint, form)?;
     Ok(vec![
@@ -96,16 +107,14 @@ pub fn program(path: &Path) -> Result<FixedFile> {
     let content = fs::read("/proc/self/exe").context("reading xpool's own program")?;
     Ok(FixedFile {
         path: path.to_owned(),
-        content,
-        mode: 0o755,
+        content: Content::Bytes(content, 0o755),
     })
 }
 
 fn file(dir: &Path, name: &str, text: String, mode: u32) -> FixedFile {
     FixedFile {
         path: dir.join(name),
-        content: text.into_bytes(),
-        mode,
+        content: Content::Bytes(text.into_bytes(), mode),
     }
 }
 
@@ -123,48 +132,41 @@ fn lines(config: &Config, endpoint: &Endpoint, form: Form) -> Result<String, Unf
 }
 
 impl FixedFile {
-    /// Whether the file is already as it should be.
+    /// Whether it is already as it should be.
     pub fn is_there(&self) -> bool {
+        let (content, mode) = match &self.content {
+            Content::Bytes(content, mode) => (content, *mode),
+            Content::Links(links) => return links.are_there(),
+        };
         let us = rustix::process::geteuid().as_raw();
         let is_as_wanted = |metadata: Metadata| {
-            metadata.is_file() && metadata.uid() == us && metadata.mode() & 0o7777 == self.mode
+            metadata.is_file() && metadata.uid() == us && metadata.mode() & 0o7777 == mode
         };
         self.path.symlink_metadata().is_ok_and(is_as_wanted)
-            && fs::read(&self.path).is_ok_and(|present| present == self.content)
+            && fs::read(&self.path).is_ok_and(|present| present == *content)
     }
 
     /// Writes it, and makes its folder if there is none.
     pub fn write(&self) -> Result<()> {
-        make_folder(self.path.parent().unwrap_or(Path::new("/")))?;
-        state::write_with_mode(&self.path, &self.content, self.mode)
+        state::make_open_dir(self.path.parent().unwrap_or(Path::new("/")))?;
+        match &self.content {
+            Content::Bytes(content, mode) => state::write_with_mode(&self.path, content, *mode),
+            Content::Links(links) => links.write(),
+        }
     }
 }
 
 /// All that may have been written into a folder and is there.
 pub fn present(dir: &Path) -> Vec<PathBuf> {
-    let all = [MACHINES, SSH_CONFIG, KNOWN_HOSTS, CLIENT_KEY].map(|name| dir.join(name));
+    let all = [MACHINES, SLOTS, SSH_CONFIG, KNOWN_HOSTS, CLIENT_KEY].map(|name| dir.join(name));
     let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
     all.into_iter().filter(is_there).collect()
 }
 
 /// Removes one of those.
 pub fn remove(path: &Path) -> Result<()> {
-    fs::remove_file(path).with_context(|| format!("removing `{}`", path.display()))
-}
-
-/// Makes a folder that everybody can enter, whatever the process's mask is.
-fn make_folder(folder: &Path) -> Result<()> {
-    let missing: Vec<&Path> = folder
-        .ancestors()
-        .take_while(|folder| !folder.exists())
-        .collect();
-    for folder in missing.into_iter().rev() {
-        let made = DirBuilder::new().mode(0o755).create(folder);
-        match made {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-            made => made.and_then(|()| fs::set_permissions(folder, Permissions::from_mode(0o755))),
-        }
-        .with_context(|| format!("creating `{}`", folder.display()))?;
+    if path.is_dir() {
+        return slot_links::remove(path);
     }
-    Ok(())
+    fs::remove_file(path).with_context(|| format!("removing `{}`", path.display()))
 }

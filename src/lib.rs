@@ -34,6 +34,7 @@ pub mod session;
 pub mod shell;
 pub mod shutdown;
 pub mod simulate;
+pub mod slot_links;
 pub mod state;
 pub mod store;
 pub mod vm;

@@ -131,6 +131,11 @@ impl Paths {
         }
     }
 
+    /// What Nix starts for each slot; see [`SlotLinks`](crate::slot_links::SlotLinks).
+    pub fn slots(&self) -> PathBuf {
+        self.state.join("slots")
+    }
+
     /// Held while the machines files are written or removed.
     pub fn machines_lock(&self) -> PathBuf {
         self.state.join("machines.lock")

@@ -7,10 +7,11 @@ use clap::Parser;
 use crate::cli::{Cli, Problem};
 use crate::logging;
 use crate::output::Printer;
+use crate::slot_links;
 
 /// All of `xpool`. `main.rs` only calls this: what it instantiates itself is compiled after the library, and for a second time.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(slot_links::command_line(std::env::args_os()));
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let wanted_log = std::env::var("RUST_LOG").ok();
     logging::start(

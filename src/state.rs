@@ -254,3 +254,22 @@ pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     };
     write().with_context(|| format!("writing `{}`", path.display()))
 }
+
+/// Makes a directory, and those above it that are missing, that everybody can enter, whatever the process's mask is.
+pub fn make_open_dir(folder: &Path) -> Result<()> {
+    let missing: Vec<&Path> = folder
+        .ancestors()
+        .take_while(|folder| !folder.exists())
+        .collect();
+    for folder in missing.into_iter().rev() {
+        let made = DirBuilder::new().mode(0o755).create(folder);
+        match made {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            made => made.and_then(|()| {
+                std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+            }),
+        }
+        .with_context(|| format!("creating `{}`", folder.display()))?;
+    }
+    Ok(())
+}

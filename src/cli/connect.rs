@@ -70,6 +70,7 @@ pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
         client: "local".to_owned(),
         key: "local".to_owned(),
         share: Share::Host,
+        secrets: true,
         first: First::Other,
     };
     let (input, output) = (stdio::input()?, stdio::output()?);

@@ -94,7 +94,7 @@ fn of_own_manager(paths: &Paths, config: &Config, form: Form) -> Result<Steps> {
     // The keys and the piece of ssh configuration, which a manager would write anyway.
     let keys = own_keys(paths)?;
     client_files::write_ssh(config.listen, paths, &keys)?;
-    check_local(form, &client_files::endpoint(config.listen, paths, &keys)?)?;
+    check_local(form, &client_files::endpoint(config.listen, paths, &keys))?;
     let wanted = Wanted {
         machines: paths.machines(form),
         ssh_config: (form == Form::SshAlias).then(|| paths.ssh_config()),

@@ -95,8 +95,9 @@ pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
         // As it is configured: a manager may be starting just now.
         return install::write_to(context, &config, form(args, &config).await, dir);
     }
-    let mut status = Status::default();
+    let (mut status, mut is_served) = (Status::default(), false);
     if let Ok((client, info)) = context.connect().await {
+        is_served = true;
         // Where it really is, and what may run by now, whatever the configuration says.
         config.listen = info.gateway;
         status = client.status().await.unwrap_or_default();
@@ -108,7 +109,11 @@ pub(super) async fn run(context: &Context, args: &MachinesArgs) -> Result<()> {
     // The keys lie in it; and Nix must be able to read its name.
     state::prepare(&context.paths)?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
-    let endpoint = client_files::endpoint(config.listen, &context.paths, &keys)?;
+    let endpoint = client_files::endpoint(config.listen, &context.paths, &keys);
+    // Those of a manager that runs are right.
+    if !(is_served && context.paths.slots().exists()) {
+        client_files::write_links(&config, &context.paths)?;
+    }
     let systems: Vec<System> = args
         .system
         .map_or_else(|| System::ALL.to_vec(), |system| vec![system]);
@@ -148,7 +153,7 @@ pub(super) async fn local_lines(context: &Context, systems: &[System]) -> Result
     let (client, info) = context.connect().await?;
     let status = client.status().await?;
     let keys = GatewayKeys::load_or_create(&context.paths.keys()).context("the gateway's keys")?;
-    let endpoint = client_files::endpoint(info.gateway, &context.paths, &keys)?;
+    let endpoint = client_files::endpoint(info.gateway, &context.paths, &keys);
     let form = Form::of(Transport::Local, None);
     Ok(lines(&machines(
         &config, &status, &endpoint, form, systems,

@@ -182,9 +182,8 @@ fn install_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         UnfitPath::Character { .. } => {
             Some("use letters, digits and any of `/._-+,:=@`, or `--transport ssh`".to_owned())
         }
-        UnfitPath::Long { .. } => Some(
-            "install xpool in a shorter path, name a shorter one with `--state-dir`, or use `--transport ssh`"
-                .to_owned(),
-        ),
+        UnfitPath::Long { .. } => {
+            Some("name a shorter path with `--state-dir`, or use `--transport ssh`".to_owned())
+        }
     }
 }

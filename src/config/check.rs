@@ -84,9 +84,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         if let Some(vcpus) = raw.vcpus {
             profile.vcpus = vcpus;
         }
-        if let Some(memory_mib) = self.mebibytes(raw.memory_mib.as_ref(), "memory-mib", 256)? {
-            profile.memory_mib = memory_mib;
-        }
+        profile.memory_mib = raw.memory_mib.unwrap_or(profile.memory_mib);
         if let Some(CpuModel(cpu)) = raw.cpu.as_ref().map(toml::Spanned::get_ref) {
             profile.cpu.clone_from(cpu);
         }
@@ -104,10 +102,12 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
         raw: &RawPool,
         profile: &VmProfile,
         host: &Host,
+        budget_mib: Option<u64>,
     ) -> Result<Policy, ConfigError> {
         let defaults = Policy::default();
+        let memory_mib = host.vm_memory_mib(profile.memory_mib, budget_mib);
         let configured = non_zero(self.within(raw.max_vms.as_ref(), "max-vms", 1..=1000)?);
-        let max_vms = configured.unwrap_or_else(|| host.max_vms(profile));
+        let max_vms = configured.unwrap_or_else(|| host.max_vms());
         let most = max_vms.get();
         let reuse = raw.reuse.unwrap_or_default();
         let min_vms = self.within(raw.min_vms.as_ref(), "min-vms", 0..=most)?;
@@ -128,8 +128,8 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             forecast: raw.forecast.unwrap_or(defaults.forecast),
             warm_max: self.warm_max(raw, warm, most)?,
             lease: or(raw.lease, defaults.lease),
-            vcpus: host.vcpus(profile),
-            memory_mib: u64::from(profile.memory_mib),
+            vcpus: host.vcpus(profile.vcpus, memory_mib),
+            memory_mib: u64::from(memory_mib),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
             memory_floor_mib: floor.map_or_else(|| host.memory_floor_mib(), u64::from),
             build_limits: BuildLimits {
@@ -145,18 +145,20 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
     }
 }
 
-/// Checks one system's values and puts defaults where there are none; `error` says where a value stands.
+/// Checks one system's values and puts defaults where there are none; `budget_mib` is the memory that VMs of all systems may be given, and
+/// `error` says where a value stands.
 pub(super) fn pool(
     raw: &RawPool,
     profile: VmProfile,
     host: &Host,
+    budget_mib: Option<u64>,
     error: impl Fn(&Number, String) -> ConfigError,
 ) -> Result<SystemConfig, ConfigError> {
     let checker = Checker { error };
     let profile = checker.profile(raw, profile)?;
     let build_machines = raw.build_machines.as_ref();
     Ok(SystemConfig {
-        policy: checker.policy(raw, &profile, host)?,
+        policy: checker.policy(raw, &profile, host, budget_mib)?,
         profile,
         template: raw.template.unwrap_or(true),
         pause: raw.pause.unwrap_or(true),

@@ -17,8 +17,10 @@ pub const FIXED_PROGRAM: &str = "/usr/local/libexec/xpool";
 pub struct ClientPlaces {
     /// The folder of this machine's Nix: nix.conf and machines.
     pub nix: PathBuf,
-    /// The nix.conf that is to have the machines.
+    /// The nix.conf that is to have the machines, or the file that it includes for such settings.
     pub nix_conf: PathBuf,
+    /// Files that had them if another installation of Nix was here.
+    pub formerly: Vec<PathBuf>,
     /// The ssh configuration that is to have the gateway.
     pub ssh: SshPlace,
 }
@@ -52,8 +54,10 @@ impl ClientPlaces {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let nix = variable("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
         if rustix::process::geteuid().is_root() {
+            let (nix_conf, formerly) = of_machine(&nix);
             return Ok(Self {
-                nix_conf: nix.join("nix.conf"),
+                nix_conf,
+                formerly: vec![formerly],
                 nix,
                 ssh: SshPlace::Machine {
                     file: "/etc/ssh/ssh_config.d/xpool.conf".into(),
@@ -68,7 +72,26 @@ impl ClientPlaces {
         Ok(Self {
             nix,
             nix_conf: named.unwrap_or_else(|| xdg.config_dir().join("nix/nix.conf")),
+            formerly: Vec::new(),
             ssh: SshPlace::User(xdg.home_dir().join(".ssh/config")),
         })
+    }
+}
+
+/// The file of the machine's Nix that may be changed, and the other one. Determinate Nix replaces nix.conf at each start, and has it
+/// include a file for everybody else's settings (DeterminateSystems/nix-installer#1648).
+fn of_machine(nix: &Path) -> (PathBuf, PathBuf) {
+    const CUSTOM: &str = "nix.custom.conf";
+    let conf = nix.join("nix.conf");
+    let text = std::fs::read_to_string(&conf).unwrap_or_default();
+    let custom = nix.join(CUSTOM);
+    let is_included = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        matches!(words[..], ["include" | "!include", file] if nix.join(file) == custom)
+    };
+    if text.lines().any(is_included) {
+        (custom, conf)
+    } else {
+        (conf, custom)
     }
 }

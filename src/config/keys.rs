@@ -42,6 +42,8 @@ pub struct ClientKey {
     pub public_key: PublicKey,
     /// What the VMs of its sessions see of this machine's store, where their pool allows it.
     pub share: Share,
+    /// Whether its builds may know private names of this machine's network, and passwords.
+    pub secrets: bool,
     /// Whether its sessions are served before those of others: the higher, the sooner. xpool's own key and local users have 0.
     pub priority: i32,
 }
@@ -117,6 +119,7 @@ fn client_key(
         public_key,
         // A key from elsewhere sees nothing of this machine unless somebody says so.
         share: raw.store.share.unwrap_or(Share::None),
+        secrets: raw.secrets.unwrap_or(false),
     })
 }
 

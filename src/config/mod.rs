@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub use error::ConfigError;
 use keys::ClientKey;
 pub use overrides::{NoOverride, Overrides};
 use raw::RawConfig;
-use vm::{Network, VcpuCount, VmProfile};
+use vm::{MemorySize, Network, VcpuCount, VmProfile};
 
 use crate::cgroup;
 use crate::nix::System;
@@ -46,6 +47,10 @@ pub struct Config {
     pub local_group: Option<String>,
     /// The folder that has the `/nix` of the store that VMs see, where that is not the root.
     pub store_root: Option<PathBuf>,
+    /// Certificates that fixed-output derivations trust, where they are not those of this machine's Nix.
+    pub ca_file: Option<PathBuf>,
+    /// What they log in by, if they may.
+    pub netrc_file: Option<PathBuf>,
     /// Where what is built when is recorded, if it is.
     pub trace: Option<PathBuf>,
     /// What VMs of all systems may have together.
@@ -124,6 +129,12 @@ pub struct Host {
 /// What a compiler on each processor of a VM has at the least, of the memory that the VM is given.
 const MIB_PER_VCPU: u32 = 512;
 
+/// Memory of a VM whose size follows the machine's: enough for a small build, and not more than any known build takes.
+const AUTO_MEMORY_MIB: RangeInclusive<u32> = 2048..=16384;
+
+/// What it is a multiple of, so that a template fits after a change of the machine's memory by a few pages.
+const MEMORY_STEP_MIB: u32 = 256;
+
 impl Host {
     /// This machine.
     pub fn this() -> Self {
@@ -165,10 +176,24 @@ impl Host {
         }
     }
 
-    /// VMs that the machine can bear beside its other work: one per processor, in half of the memory.
-    fn max_vms(&self, profile: &VmProfile) -> NonZeroU32 {
-        let by_memory = self.memory_mib / 2 / profile.memory_mib.max(1);
+    /// VMs that the machine can bear beside its other work: one per processor, with a GiB each in half of the memory.
+    fn max_vms(&self) -> NonZeroU32 {
+        let by_memory = self.memory_mib / 2 / 1024;
         NonZeroU32::new(self.cpus.min(by_memory)).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// Memory that a VM is given, in MiB: a third of the machine's, or of the budget if that is less, where nothing else is
+    /// configured. A VM takes what its guest touches, so two of them and the machine's own programs have room while each build may be
+    /// large; and where they have not, a VM ends (`memory-floor-mib`).
+    fn vm_memory_mib(&self, size: MemorySize, budget_mib: Option<u64>) -> u32 {
+        if let MemorySize::Fixed(mib) = size {
+            return mib;
+        }
+        let budget_mib = budget_mib.map_or(u32::MAX, |mib| u32::try_from(mib).unwrap_or(u32::MAX));
+        let third = self.memory_mib.min(budget_mib) / 3;
+        let (least, most) = AUTO_MEMORY_MIB.into_inner();
+        let rounded = third.clamp(least, most) / MEMORY_STEP_MIB * MEMORY_STEP_MIB;
+        rounded.min(budget_mib)
     }
 
     /// Available memory that no start may touch where nothing else is configured: less in a small machine or container, where it would
@@ -179,11 +204,11 @@ impl Host {
     }
 
     /// Processors that VMs are given.
-    fn vcpus(&self, profile: &VmProfile) -> Vcpus {
-        match profile.vcpus {
+    fn vcpus(&self, count: VcpuCount, memory_mib: u32) -> Vcpus {
+        match count {
             VcpuCount::Fixed(count) => Vcpus::fixed(count),
             VcpuCount::Auto => {
-                let most = self.cpus.min(profile.memory_mib / MIB_PER_VCPU);
+                let most = self.cpus.min(memory_mib / MIB_PER_VCPU);
                 let most = NonZeroU32::new(most).unwrap_or(NonZeroU32::MIN);
                 Vcpus::following(most, self.cpus)
             }
@@ -214,7 +239,8 @@ impl Config {
         let text = text.as_deref().unwrap_or("");
         let config = Self::parse(file, text, profiles.clone(), host)?;
         // What is wrong in the file is known by now: whatever is, is so by what overrides it.
-        let overridden = overrides.systems(&raw(file, text)?, profiles, host)?;
+        let budget_mib = config.budget.memory_mib;
+        let overridden = overrides.systems(&raw(file, text)?, profiles, host, budget_mib)?;
         Ok(Self {
             systems: overridden.unwrap_or(config.systems),
             ..config
@@ -248,10 +274,12 @@ impl Config {
             );
             span.map_or(Ok(()), |span| Err(error_at(span, message)))?;
         }
+        let budget = check::budget(&raw.budget, at)?;
         let mut systems = BTreeMap::new();
         for (system, profile) in profiles {
             let merged = raw.pool_of(system);
-            systems.insert(system, check::pool(&merged, profile, host, at)?);
+            let pool = check::pool(&merged, profile, host, budget.memory_mib, at)?;
+            systems.insert(system, pool);
         }
         let listen = |given: &Option<toml::Spanned<String>>, such_as: SocketAddr| {
             let parse = |listen: &toml::Spanned<String>| {
@@ -265,28 +293,28 @@ impl Config {
             parse_root(root.get_ref())
                 .map_err(|message| ConfigError::value(file, text, root.span(), message))
         });
-        let trace = raw.trace.file.as_ref().map(|trace| {
-            let path = PathBuf::from(trace.get_ref());
-            let wrong = || {
-                format!(
-                    "`file` is `{}` but must be an absolute path",
-                    path.display()
-                )
-            };
-            let is_fit = path.is_absolute();
-            is_fit
-                .then_some(&path)
-                .ok_or_else(|| error_at(trace.span(), wrong()))
-                .cloned()
-        });
+        let absolute = |key: &str, given: &Option<toml::Spanned<String>>| {
+            let Some(given) = given else { return Ok(None) };
+            let path = PathBuf::from(given.get_ref());
+            if path.is_absolute() {
+                return Ok(Some(path));
+            }
+            let message = format!(
+                "`{key}` is `{}` but must be an absolute path",
+                path.display()
+            );
+            Err(error_at(given.span(), message))
+        };
         Ok(Self {
             listen: gateway.unwrap_or(DEFAULT_LISTEN),
             is_listen_set: gateway.is_some(),
             metrics: listen(&raw.metrics.listen, METRICS_EXAMPLE)?,
             local_group: raw.local.group,
             store_root: root.transpose()?.flatten(),
-            trace: trace.transpose()?,
-            budget: check::budget(&raw.budget, at)?,
+            ca_file: absolute("ca-file", &raw.fetch.ca_file)?,
+            netrc_file: absolute("netrc-file", &raw.fetch.netrc_file)?,
+            trace: absolute("file", &raw.trace.file)?,
+            budget,
             systems,
             keys: keys::check(&raw.keys, error_at)?,
             search_path: host.search_path.clone(),

@@ -56,6 +56,7 @@ impl Overrides {
         raw: &RawConfig,
         profiles: BTreeMap<System, VmProfile>,
         host: &Host,
+        budget_mib: Option<u64>,
     ) -> Result<Option<BTreeMap<System, SystemConfig>>, ConfigError> {
         if self.0.is_empty() {
             return Ok(None);
@@ -69,7 +70,10 @@ impl Overrides {
         };
         let systems = profiles.into_iter().map(|(system, profile)| {
             let merged = first.clone().or(&raw.pool_of(system));
-            Ok((system, check::pool(&merged, profile, host, wrong)?))
+            Ok((
+                system,
+                check::pool(&merged, profile, host, budget_mib, wrong)?,
+            ))
         });
         systems.collect::<Result<_, _>>().map(Some)
     }

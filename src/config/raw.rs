@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::vm::{Network, VcpuCount};
+use super::vm::{MemorySize, Network, VcpuCount};
 use crate::nix::System;
 use crate::pool::policy::{Forecasting, Reuse, Share};
 
@@ -18,6 +18,7 @@ pub(super) struct RawConfig {
     pub(super) local: RawLocal,
     pub(super) store: RawStorePlace,
     pub(super) trace: RawTrace,
+    pub(super) fetch: RawFetch,
     pub(super) budget: RawBudget,
     /// For every system.
     pub(super) pool: RawPool,
@@ -43,6 +44,15 @@ pub(super) struct RawKey {
     pub(super) public_key: Option<toml::Spanned<String>>,
     pub(super) store: RawStore,
     pub(super) priority: Option<toml::Spanned<i32>>,
+    pub(super) secrets: Option<bool>,
+}
+
+/// What fetches.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub(super) struct RawFetch {
+    pub(super) ca_file: Option<toml::Spanned<String>>,
+    pub(super) netrc_file: Option<toml::Spanned<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -114,7 +124,7 @@ pub(super) struct RawPool {
     pub(super) template: Option<bool>,
     pub(super) pause: Option<bool>,
     pub(super) vcpus: Option<VcpuCount>,
-    pub(super) memory_mib: Option<toml::Spanned<u32>>,
+    pub(super) memory_mib: Option<MemorySize>,
     pub(super) disk_gib: Option<toml::Spanned<u32>>,
     pub(super) network: Option<Network>,
     pub(super) build_machines: Option<toml::Spanned<u32>>,
@@ -150,7 +160,7 @@ impl RawPool {
             template: self.template.or(defaults.template),
             pause: self.pause.or(defaults.pause),
             vcpus: self.vcpus.or(defaults.vcpus),
-            memory_mib: self.memory_mib.or_else(|| defaults.memory_mib.clone()),
+            memory_mib: self.memory_mib.or(defaults.memory_mib),
             disk_gib: self.disk_gib.or_else(|| defaults.disk_gib.clone()),
             network: self.network.or(defaults.network),
             build_machines: self

@@ -42,10 +42,11 @@ fn nothing_configured_suits_the_machine() {
         memory_mib: 2048,
         ..HOST
     };
-    assert_eq!(small.max_vms(&riscv64.profile).get(), 1);
+    assert_eq!(small.max_vms().get(), 1);
     // A compiler on each processor needs memory.
     let four = NonZeroU32::new(4).unwrap();
-    assert_eq!(small.vcpus(&riscv64.profile), Vcpus::following(four, 8));
+    let vcpus = small.vcpus(VcpuCount::Auto, 2048);
+    assert_eq!(vcpus, Vcpus::following(four, 8));
 }
 
 #[test]

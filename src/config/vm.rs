@@ -1,6 +1,7 @@
 //! One profile of vm-configs/: how a VM of a system is laid out in QEMU.
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -9,6 +10,9 @@ use crate::nix::System;
 
 /// Far beyond what pays under emulation.
 const MOST_VCPUS: u32 = 64;
+
+/// Memory of a VM: from what a guest boots with to a TiB.
+const MEMORY_MIB: RangeInclusive<u32> = 256..=1 << 20;
 
 /// How QEMU is started for one system; `vm-configs/<system>.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +30,8 @@ pub struct VmProfile {
     pub cpu_kvm: String,
     /// vCPUs of a VM.
     pub vcpus: VcpuCount,
-    /// Memory of a VM in MiB.
-    pub memory_mib: u32,
+    /// Memory of a VM in MiB. What its guest has not touched takes none of this machine's.
+    pub memory_mib: MemorySize,
     /// Size of a VM's disk in GiB. What is not written takes no room.
     #[serde(default = "usual_disk_gib")]
     pub disk_gib: u32,
@@ -87,6 +91,53 @@ impl Visitor<'_> for VcpuVisitor {
 
     fn visit_str<E: de::Error>(self, given: &str) -> Result<VcpuCount, E> {
         let auto = (given == AUTO).then_some(VcpuCount::Auto);
+        auto.ok_or_else(|| E::invalid_value(Unexpected::Str(given), &self))
+    }
+}
+
+/// How much memory a VM has, in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySize {
+    /// A part of the machine's.
+    Auto,
+    /// So much.
+    Fixed(u32),
+}
+
+impl Serialize for MemorySize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Fixed(mib) => mib.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MemorySize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MemoryVisitor)
+    }
+}
+
+struct MemoryVisitor;
+
+impl Visitor<'_> for MemoryVisitor {
+    type Value = MemorySize;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (least, most) = MEMORY_MIB.into_inner();
+        write!(f, "a number from {least} to {most}, or \"{AUTO}\"")
+    }
+
+    fn visit_i64<E: de::Error>(self, given: i64) -> Result<MemorySize, E> {
+        let mib = u32::try_from(given).ok();
+        let mib = mib.filter(|mib| MEMORY_MIB.contains(mib));
+        let size = mib.map(MemorySize::Fixed);
+        size.ok_or_else(|| E::invalid_value(Unexpected::Signed(given), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, given: &str) -> Result<MemorySize, E> {
+        let auto = (given == AUTO).then_some(MemorySize::Auto);
         auto.ok_or_else(|| E::invalid_value(Unexpected::Str(given), &self))
     }
 }

@@ -114,6 +114,7 @@ impl Nix {
             client: "local".to_owned(),
             key: "local".to_owned(),
             share: Share::Host,
+            secrets: true,
             first: First::Other,
         };
         let desk = connection.desk();

@@ -93,6 +93,7 @@ impl Handler {
             client: format!("{} {} {key}", client.name, self.peer),
             key,
             share: client.share,
+            secrets: client.secrets,
             // The session knows when it has seen its first operation.
             first: First::Other,
         };

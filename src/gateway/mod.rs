@@ -71,6 +71,8 @@ pub struct Client {
     pub key: PublicKey,
     /// What its sessions may see of this machine's store.
     pub share: Share,
+    /// Whether its builds may know private names of this machine's network, and passwords.
+    pub secrets: bool,
 }
 
 /// What a user name stands for: `riscv64-00` is one build at a time for one system.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::nix::System;
 
 /// The version of the guest contract (images/README.md) that this xpool speaks.
-pub const CONTRACT: u32 = 5;
+pub const CONTRACT: u32 = 6;
 
 /// A file of an image: its name in the image's folder, size in bytes, and SHA-256 in lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

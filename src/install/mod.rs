@@ -15,6 +15,9 @@ pub use change::{Access, Change, MadeElsewhere, apply, check};
 use crate::config::client::{ClientPlaces, SshPlace};
 use crate::nix::conf;
 
+/// The setting of nix.conf that names build machines.
+const BUILDERS: &str = "builders";
+
 /// What is to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -49,8 +52,12 @@ pub fn changes(places: &ClientPlaces, wanted: Option<&Wanted>) -> Result<Vec<Cha
         &places.ssh,
         wanted.and_then(|wanted| wanted.ssh_config.as_deref()),
     )?;
-    let all = [nix, ssh].into_iter();
-    Ok(all.filter(|change| change.before != change.after).collect())
+    let mut all = vec![nix, ssh];
+    for file in &places.formerly {
+        all.push(without_machines(file)?);
+    }
+    let is_change = |change: &Change| change.before != change.after;
+    Ok(all.into_iter().filter(is_change).collect())
 }
 
 fn nix_conf(places: &ClientPlaces, machines: Option<&Path>) -> Result<Change> {
@@ -74,16 +81,36 @@ fn nix_conf(places: &ClientPlaces, machines: Option<&Path>) -> Result<Change> {
     })
 }
 
-/// The value of `builders` without what xpool adds to this file.
+/// A file that is to have none of xpool's machines, whatever was installed earlier.
+fn without_machines(file: &Path) -> Result<Change> {
+    let before = change::read(file)?;
+    Ok(Change {
+        path: file.to_owned(),
+        after: without_block(file, before.as_deref())?,
+        before,
+        access: Access::All,
+    })
+}
+
+/// The value of `builders` without what xpool adds.
 fn builders(places: &ClientPlaces, own: &str) -> String {
-    let mut read = |path: &Path| std::fs::read_to_string(path).ok();
+    let mut read = |path: &Path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        // One of them may include the other.
+        let may_have_block =
+            path == places.nix_conf || places.formerly.iter().any(|file| file == path);
+        match block::take_out(&text) {
+            Ok(rest) if may_have_block => rest,
+            _ => Some(text),
+        }
+    };
     let folder = places.nix_conf.parent().unwrap_or(&places.nix);
     let machine = places.nix.join("nix.conf");
     let of_machine = |read: &mut dyn FnMut(&Path) -> Option<String>| {
         let text = read(&machine).filter(|_| machine != places.nix_conf)?;
-        conf::builders(&text, &places.nix, &mut |path| read(path))
+        conf::value(BUILDERS, &text, &places.nix, &mut |path| read(path))
     };
-    conf::builders(own, folder, &mut read)
+    conf::value(BUILDERS, own, folder, &mut read)
         .or_else(|| of_machine(&mut read))
         // Nix's own default.
         .unwrap_or_else(|| format!("@{}", places.nix.join("machines").display()))

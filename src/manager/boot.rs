@@ -54,6 +54,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                 ready: None,
                 is_paused: false,
                 pid: None,
+                ended_because: None,
                 commands,
             },
         );

@@ -17,9 +17,10 @@ impl<B: VmBackend> ManagedSystem<B> {
         let Some(vm) = self.vms.remove(&id) else {
             return;
         };
-        let cause = match &exit {
-            Exit::Stopped => "it was stopped".to_owned(),
-            Exit::Failed { reason, .. } => reason.clone(),
+        let cause = match (&vm.ended_because, &exit) {
+            (Some(because), _) => because.clone(),
+            (None, Exit::Stopped) => "it was stopped".to_owned(),
+            (None, Exit::Failed { reason, .. }) => reason.clone(),
         };
         match exit {
             Exit::Stopped => info!(vm = vm.name, "VM stopped"),

@@ -1,6 +1,6 @@
 //! What each pool is told of the machine, which all of them share.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::system::ManagedSystem;
 use super::{Manager, now};
@@ -8,6 +8,10 @@ use crate::nix::System;
 use crate::pool::Event;
 use crate::pool::budget::Machine;
 use crate::vm::VmBackend;
+
+/// How often the host's memory is looked at while there are VMs: an emulated guest takes up to half a GiB in that time. The kernel
+/// tells of pressure, and not of how much is left.
+const MEMORY_LOOK: Duration = Duration::from_millis(500);
 
 impl<B: VmBackend> Manager<B> {
     /// Does something to a system's pool, which first hears what the machine has for it now: any event may start a VM.
@@ -44,6 +48,40 @@ impl<B: VmBackend> Manager<B> {
             pressure,
             others_wait: others.iter().any(|other| other.pool.lacks_room()),
             others_at_work: others.iter().map(|other| other.pool.at_work()).sum(),
+        }
+    }
+
+    /// Has the memory of the host looked at again soon, while there are VMs.
+    pub(super) fn watch_memory(&mut self, now: Instant) {
+        let has_vms = self.systems.values().any(|system| !system.vms.is_empty());
+        let look = self.memory_look.unwrap_or(now + MEMORY_LOOK);
+        self.memory_look = has_vms.then_some(look);
+    }
+
+    /// Where the host has less than half of the floor left, nothing can be relied on any more, other programs included: the VM
+    /// ends whose end loses least. One at a time, until there is memory again.
+    pub(super) fn keep_memory_free(&mut self, now: Instant) {
+        if self.memory_look.is_none_or(|look| look > now) {
+            return;
+        }
+        self.memory_look = None;
+        let floors = self
+            .systems
+            .values()
+            .map(|system| system.pool.policy().memory_floor_mib);
+        let least = floors.max().unwrap_or_default() / 2;
+        let Some(available) = self.memory.available_mib().filter(|mib| *mib < least) else {
+            return;
+        };
+        let stopping = self
+            .systems
+            .values()
+            .any(|system| system.pool.has_stopping());
+        let firsts = self.systems.iter().filter(|_| !stopping);
+        let firsts =
+            firsts.filter_map(|(name, system)| Some((system.pool.first_for_memory()?, *name)));
+        if let Some(((_, vm), name)) = firsts.min() {
+            self.with_machine(name, |system| system.end_for_memory(now, vm, available));
         }
     }
 

@@ -117,6 +117,8 @@ pub struct Manager<B: VmBackend> {
     memory: HostMemory,
     pressure: HostPressure,
     budget: MachineBudget,
+    /// When it is next looked at whether the host has memory left, while there are VMs.
+    memory_look: Option<Instant>,
 }
 
 impl<B: VmBackend> Manager<B> {
@@ -163,6 +165,7 @@ impl<B: VmBackend> Manager<B> {
                 folder: "/proc/pressure".into(),
             },
             budget: MachineBudget::default(),
+            memory_look: None,
         };
         (manager, handle)
     }
@@ -218,6 +221,7 @@ impl<B: VmBackend> Manager<B> {
                 .systems
                 .values()
                 .filter_map(ManagedSystem::deadline)
+                .chain(self.memory_look)
                 .min();
             tokio::select! {
                 Some(session) = self.new_sessions.recv() => self.open(session),
@@ -297,6 +301,7 @@ impl<B: VmBackend> Manager<B> {
 
     fn deadline_reached(&mut self) {
         let now = now();
+        self.keep_memory_free(now);
         let is_due = |system: &ManagedSystem<B>| system.deadline().is_some_and(|at| at <= now);
         let due: Vec<System> = self
             .systems
@@ -317,6 +322,7 @@ impl<B: VmBackend> Manager<B> {
 
     fn after_each_event(&mut self) {
         self.make_room();
+        self.watch_memory(now());
         for system in self.systems.values_mut() {
             system.tell_waiting(now());
         }

@@ -16,11 +16,15 @@ use super::ticket::InputsTaker;
 use crate::pool::{Exit, Retry, SessionId};
 use crate::vm::{Hop, RunningVm as _, VmBackend, VmSpec};
 
+/// Whether a session's builds may know private names of this machine's network, and passwords.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Secrets(pub(super) bool);
+
 /// What the manager tells a VM's supervisor.
 #[derive(Debug)]
 pub(super) enum VmCommand {
-    /// Open a session on a free slot.
-    Open(SessionId),
+    /// Open a session on a free slot; its builds may know secrets, or not.
+    Open(SessionId, Secrets),
     /// The session is over; its slot can be freed.
     Release(SessionId),
     /// Open a shell for a person.
@@ -131,7 +135,7 @@ async fn start<B: VmBackend>(
             command = commands.recv(), if !abort.is_cancelled() => match command {
                 Some(VmCommand::PowerDown | VmCommand::Kill) | None => abort.cancel(),
                 // The manager opens sessions and shells only in VMs that are ready.
-                Some(VmCommand::Open(_) | VmCommand::Release(_) | VmCommand::Shell(_)) => {}
+                Some(VmCommand::Open(..) | VmCommand::Release(_) | VmCommand::Shell(_)) => {}
             },
         }
     }

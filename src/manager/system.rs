@@ -13,7 +13,7 @@ use super::events::{Events, Happening};
 use super::forecast::SystemForecast;
 use super::session::{ManagedSession, watch_session};
 use super::status::{BuildView, InputsView};
-use super::supervisor::{VmCommand, VmNews};
+use super::supervisor::{Secrets, VmCommand, VmNews};
 use super::ticket::{Grant, InputsTaker, NewSession, SessionRequest, SessionUpdate};
 use super::worked::WorkedDesk;
 use super::{News, SessionNews, VmFactory};
@@ -61,6 +61,8 @@ pub(super) struct ManagedVm {
     pub(super) ready: Option<Instant>,
     pub(super) is_paused: bool,
     pub(super) pid: Option<u32>,
+    /// Why the manager has ended it, where its clients are to know.
+    pub(super) ended_because: Option<String>,
     pub(super) commands: mpsc::UnboundedSender<VmCommand>,
 }
 
@@ -197,12 +199,14 @@ impl<B: VmBackend> ManagedSystem<B> {
                 vm,
                 fetch_only,
             } => {
+                let mut secrets = Secrets(false);
                 if let Some(managed) = self.sessions.get_mut(&session) {
                     managed.vm = Some(vm);
                     managed.fetch_only = fetch_only;
                     "connecting".clone_into(&mut managed.activity);
+                    secrets = Secrets(managed.request.secrets);
                 }
-                self.command(vm, VmCommand::Open(session));
+                self.command(vm, VmCommand::Open(session, secrets));
             }
             Action::Reject { session, reason } => self.reject(session, &reason),
             Action::PowerDown(vm) => self.command(vm, VmCommand::PowerDown),
@@ -347,6 +351,21 @@ impl<B: VmBackend> ManagedSystem<B> {
                 self.builds.out_of_memory(*session, process);
             }
         }
+    }
+
+    /// Ends a VM for want of memory on the host, with those told who are in it.
+    pub(super) fn end_for_memory(&mut self, now: Instant, id: VmId, available_mib: u64) {
+        let Some(vm) = self.vms.get_mut(&id) else {
+            return;
+        };
+        warn!(
+            vm = vm.name,
+            available_mib, "the host runs out of memory: the VM is ended"
+        );
+        vm.ended_because = Some(format!(
+            "this machine ran out of memory ({available_mib} MiB available), and the VM with the shortest work ended for the others; lower `max-vms` or `memory-mib` in xpool.toml"
+        ));
+        self.handle(now, Event::MemoryIsOut(id));
     }
 
     fn set_paused(&mut self, id: VmId, is_paused: bool) {

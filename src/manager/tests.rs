@@ -129,6 +129,7 @@ fn request(slot: u32, fetches: bool) -> SessionRequest {
         client: "test".to_owned(),
         key: "test".to_owned(),
         share: Share::Host,
+        secrets: true,
         first: if fetches {
             First::Output(None)
         } else {

@@ -35,6 +35,8 @@ pub struct SessionRequest {
     pub key: String,
     /// What its key may see of this machine's store.
     pub share: Share,
+    /// Whether its builds may know private names of this machine's network, and passwords.
+    pub secrets: bool,
     /// What it asks for first.
     pub first: First,
 }

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 /// How deep files may include one another; Nix itself has no limit and would hang on a circle.
 const DEEPEST_INCLUDE: usize = 10;
 
-/// The value of `builders` that a nix.conf in `folder` sets, or that a file sets which it includes; `read` gives the text of
-/// such a file, and none if there is none.
-pub fn builders(
+/// The value of a setting such as `builders` that a nix.conf in `folder` has, or that a file has which it includes; `read` gives the
+/// text of such a file, and none if there is none.
+pub fn value(
+    setting: &str,
     text: &str,
     folder: &Path,
     read: &mut impl FnMut(&Path) -> Option<String>,
 ) -> Option<String> {
-    within(text, folder, read, DEEPEST_INCLUDE)
+    within(setting, text, folder, read, DEEPEST_INCLUDE)
 }
 
 fn within(
+    setting: &str,
     text: &str,
     folder: &Path,
     read: &mut impl FnMut(&Path) -> Option<String>,
@@ -26,11 +28,12 @@ fn within(
         let line = line.split_once('#').map_or(line, |(line, _)| line);
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         match words[..] {
-            ["builders", "=", ..] => value = Some(words[2..].join(" ")),
+            [name, "=", ..] if name == setting => value = Some(words[2..].join(" ")),
             ["include" | "!include", file] if depth > 0 => {
                 let file: PathBuf = folder.join(file);
                 let inner = file.parent().unwrap_or(folder).to_owned();
-                let set = read(&file).and_then(|text| within(&text, &inner, read, depth - 1));
+                let set =
+                    read(&file).and_then(|text| within(setting, &text, &inner, read, depth - 1));
                 value = set.or(value);
             }
             _ => {}
@@ -68,7 +71,7 @@ mod tests {
     }
 
     fn found(text: &str) -> Option<String> {
-        builders(text, Path::new("/etc/nix"), &mut read)
+        value("builders", text, Path::new("/etc/nix"), &mut read)
     }
 
     #[test]

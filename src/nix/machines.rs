@@ -26,10 +26,8 @@ pub struct Endpoint {
     pub key: PathBuf,
     /// The gateway's host key as Nix's machines file wants it: base64 of `ssh-ed25519 AAAA…`.
     pub host_key_base64: String,
-    /// The xpool program.
-    pub program: PathBuf,
-    /// The manager's state folder.
-    pub state: PathBuf,
+    /// The directory with a link to xpool for each slot, in place of ssh.
+    pub slots: PathBuf,
 }
 
 /// One slot as Nix is told of it.
@@ -98,13 +96,20 @@ impl Endpoint {
         abilities: &Abilities,
         slot: u32,
     ) -> Result<BuildMachine, UnfitPath> {
-        let slot = slot_user(system, slot);
+        let name = SlotName {
+            system,
+            slot: Slot::Number(slot),
+        };
         let keys = Some((self.key.clone(), self.host_key_base64.clone()));
         let (user, host, keys) = match form {
-            Form::SshAlias => (Some(slot), ssh_host(system), keys),
+            Form::SshAlias => (Some(name.to_string()), ssh_host(system), keys),
             // Never `localhost`, which Nix takes for this machine itself, without ssh.
-            Form::SshPort => (Some(slot), reachable(self.listen).to_string(), keys),
-            Form::Local => (None, self.local_host(&slot)?, None),
+            Form::SshPort => (
+                Some(name.to_string()),
+                reachable(self.listen).to_string(),
+                keys,
+            ),
+            Form::Local => (None, self.local_host(name)?, None),
         };
         let machine = BuildMachine {
             system,
@@ -121,11 +126,11 @@ impl Endpoint {
     }
 
     /// Nix starts the program itself where the host is exactly this one. It adds `--stdio`.
-    fn local_host(&self, slot: &str) -> Result<String, UnfitPath> {
-        let (program, state) = (in_query(&self.program)?, in_query(&self.state)?);
-        Ok(format!(
-            "localhost?remote-program={program}%20connect%20--state-dir%20{state}%20{slot}"
-        ))
+    fn local_host(&self, name: SlotName) -> Result<String, UnfitPath> {
+        let slots = in_query(&self.slots)?;
+        let link = name.link().unwrap_or_default();
+        // The first `@` of the URI, which others than Nix look for.
+        Ok(format!("localhost?remote-program={slots}/{link}"))
     }
 }
 

@@ -5,6 +5,9 @@ use super::System;
 /// What the name of a VM begins with where it stands for a slot.
 const VM: &str = "vm-";
 
+/// What is between a slot's number and its system where it is a program's name.
+const LINK: &str = "@xpool-";
+
 /// A slot's name, which over ssh is a user name: `riscv64-03`, `vm-riscv64-1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotName {
@@ -43,6 +46,21 @@ impl SlotName {
         (number > 0 || !vm).then_some(())?;
         (parsed.to_string() == name).then_some(parsed)
     }
+
+    /// What a program is called that Nix starts for the slot: `03@xpool-riscv64`. None for a VM, which has no lines.
+    pub fn link(&self) -> Option<String> {
+        match self.slot {
+            Slot::Number(number) => Some(format!("{number:02}{LINK}{}", self.system.cpu())),
+            Slot::Vm(_) => None,
+        }
+    }
+
+    /// The slot whose program is called that; `None` if no slot's ever is.
+    pub fn of_link(name: &str) -> Option<Self> {
+        let (number, cpu) = name.split_once(LINK)?;
+        let slot = Self::parse(&format!("{cpu}-{number}"))?;
+        (slot.link().as_deref() == Some(name)).then_some(slot)
+    }
 }
 
 impl std::fmt::Display for SlotName {
@@ -78,6 +96,12 @@ mod tests {
         ] {
             assert_eq!(SlotName::parse(name), Some(of(slot)), "{name}");
             assert_eq!(of(slot).to_string(), name);
+            let link = of(slot).link();
+            assert_eq!(link.is_some(), name.starts_with("riscv64"));
+            assert_eq!(
+                link.and_then(|link| SlotName::of_link(&link)),
+                SlotName::parse(name).filter(|_| !name.starts_with(VM))
+            );
         }
     }
 
@@ -103,6 +127,16 @@ mod tests {
             "root",
         ] {
             assert_eq!(SlotName::parse(name), None, "{name}");
+            assert_eq!(SlotName::of_link(name), None, "{name}");
+        }
+        for name in [
+            "3@xpool-riscv64",
+            "03@xpool-",
+            "03@xpool-vm-riscv64",
+            "+3@xpool-riscv64",
+            "03@riscv64",
+        ] {
+            assert_eq!(SlotName::of_link(name), None, "{name}");
         }
     }
 }

@@ -76,6 +76,8 @@ pub enum Event {
     DrainVm(VmId),
     /// Sessions of another system wait for room on this machine: an idle VM, if there is one, is of less use.
     MakeRoom,
+    /// The host runs out of memory: this VM, the first of [`super::Pool::first_for_memory`], ends at once.
+    MemoryIsOut(VmId),
     /// [`Pool::deadline`] has come.
     DeadlineReached,
 }

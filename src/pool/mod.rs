@@ -14,6 +14,7 @@ pub mod hold;
 mod homes;
 mod leases;
 mod line;
+pub mod memory;
 mod offers;
 mod pinned;
 mod planner;
@@ -193,6 +194,7 @@ impl Pool {
             Event::Down(how) => self.down(how),
             Event::DrainVm(vm) => self.drain(vm),
             Event::MakeRoom => self.make_room_for_others(),
+            Event::MemoryIsOut(vm) => self.end_for_memory(vm),
             Event::DeadlineReached => self.give_up_late_boots(now),
         };
         self.seat_waiting();

@@ -46,6 +46,8 @@ enum Step {
     Forecast(Option<u32>),
     /// Another pool's sessions wait for room.
     MakeRoom,
+    /// The host runs out of memory.
+    MemoryIsOut,
     /// The n-th VM is taken out of service.
     Drain(usize),
     /// The n-th VM that boots gets ready.
@@ -69,7 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop_oneof![Just(None), (0u64..6000).prop_map(Some)].prop_map(Step::Memory),
         1 => machine(),
         1 => prop::option::of(0u32..6).prop_map(Step::Forecast),
-        1 => Just(Step::MakeRoom),
+        1 => prop_oneof![Just(Step::MakeRoom), Just(Step::MemoryIsOut)],
         1 => any::<usize>().prop_map(Step::Drain),
         5 => any::<usize>().prop_map(Step::Ready),
         2 => any::<usize>().prop_map(|n| Step::Exit(n, Retry::Later)),

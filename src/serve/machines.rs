@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 
-use crate::config::Config;
+use crate::config::vm::Network;
+use crate::config::{Config, SystemConfig};
 use crate::image::Image;
 use crate::image::store::{ImageError, ImageStore};
 use crate::manager::VmFactory;
@@ -18,10 +19,13 @@ use crate::pool::policy::Share;
 use crate::pool::shape::Shape;
 use crate::store::{HostStore, StorePlace};
 use crate::vm::host::KnownQemus;
-use crate::vm::{Qemu, VmSpec, host};
+use crate::vm::{GivenFile, Qemu, VmSpec, host};
+
+use super::network::HostNetwork;
 
 /// What this machine has, for what is configured.
 pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
+    let network = HostNetwork::of(config);
     let store = Arc::new(HostStore::new(StorePlace {
         root: config.store_root.clone(),
         search_path: config.search_path.clone(),
@@ -47,6 +51,7 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             name: name.to_owned(),
             profile: pool.profile.clone(),
             vcpus: shape.vcpus,
+            memory_mib: pool.policy.memory_mib,
             accel: host::accel_for(system),
             qemu,
             qemu_identity: usable.identity,
@@ -54,7 +59,8 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
-            nix_conf: pool.abilities.guest_conf(),
+            given: given(&network, pool)?,
+            names: (pool.network == Network::Nat).then(|| network.names(shape.share)),
             // Where there is no store yet there will be, and templates need not be made anew for that.
             store: match shape.share {
                 Share::Host => Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
@@ -74,6 +80,20 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
         spec: Arc::new(spec),
         console_log: Arc::new(move |name| log_paths.console_log(name)),
     }
+}
+
+/// What a guest finds when it boots.
+fn given(network: &HostNetwork, pool: &SystemConfig) -> Result<Vec<GivenFile>> {
+    let mut given = vec![GivenFile::text("nix.conf", pool.abilities.guest_conf())];
+    if pool.network == Network::Nat {
+        given.push(GivenFile::text("environment", network.environment.clone()));
+        if let Some(file) = &network.ca_file {
+            given.push(GivenFile::file("ca-bundle.crt", file)?);
+        }
+    }
+    let is_empty = |file: &GivenFile| file.is_empty();
+    given.retain(|file| !is_empty(file));
+    Ok(given)
 }
 
 /// An image that cannot be used, with what to do about it: for a session, which sees one text.

@@ -1,6 +1,7 @@
 //! Puts the manager together: state folder, keys, gateway, control server, pools; and takes it apart again.
 
 mod machines;
+mod network;
 mod servers;
 mod sockets;
 
@@ -251,6 +252,7 @@ fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
         name: LOCAL.to_owned(),
         key: keys.client().clone(),
         share: Share::Host,
+        secrets: true,
     }];
     for key in &config.keys {
         // It would see this machine's store, whatever is configured for it.
@@ -262,6 +264,7 @@ fn clients(config: &Config, keys: &GatewayKeys) -> Result<Vec<Client>, OwnKey> {
             name: key.name.clone(),
             key: key.public_key.clone(),
             share: key.share,
+            secrets: key.secrets,
         });
     }
     Ok(clients)

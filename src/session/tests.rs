@@ -68,6 +68,7 @@ impl Rig {
             client: "test".to_owned(),
             key: "test".to_owned(),
             share: Share::Host,
+            secrets: true,
             first: First::Other,
         };
         let charge = account.charge();

@@ -103,6 +103,7 @@ impl Way<'_> {
             client: "xpool ssh".to_owned(),
             key: "shell".to_owned(),
             share: Share::Host,
+            secrets: true,
             first: First::Other,
         };
         let mut ticket = match self.manager.desk().open(request).await {

@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use super::VmSpec;
+use super::given::{GivenContent, GivenFile};
 use super::private_dir::Layout;
 use super::shell::SHELL_STREAMS;
 use crate::config::vm::{Accel, Network};
@@ -43,7 +44,7 @@ pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> V
         machine_args(spec, memory),
         memory_args(spec, memory),
         kernel_args(spec),
-        conf_args(spec),
+        spec.given.iter().flat_map(given_args).collect(),
         disk_args(layout),
         device_args(),
         network_args(spec.network),
@@ -97,7 +98,7 @@ fn machine_args(spec: &VmSpec, memory: Memory<'_>) -> Vec<OsString> {
 }
 
 fn memory_args(spec: &VmSpec, memory: Memory<'_>) -> Vec<OsString> {
-    let mib = spec.profile.memory_mib;
+    let mib = spec.memory_mib;
     let mut args = plain(&["-m", &mib.to_string()]);
     // Opened read-only, a clone can do no harm to the file that all of them share, whatever its guest asks for.
     let (path, sharing) = match memory {
@@ -155,14 +156,14 @@ fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
     ]
 }
 
-/// A file that the guest finds by its firmware's interface (`xpool-guest configure`).
-fn conf_args(spec: &VmSpec) -> Vec<OsString> {
-    if spec.nix_conf.is_empty() {
-        return Vec::new();
-    }
-    let text = spec.nix_conf.replace(',', ",,");
-    let file = format!("name=opt/org.xpool/nix.conf,string={text}");
-    plain(&["-fw_cfg", &file])
+/// Files that the guest finds by its firmware's interface (`xpool-guest configure`).
+fn given_args(given: &GivenFile) -> Vec<OsString> {
+    let name = format!("name=opt/org.xpool/{},", given.name);
+    let option = match &given.content {
+        GivenContent::Text(text) => format!("{name}string={}", text.replace(',', ",,")).into(),
+        GivenContent::File { path, .. } => with_path(&format!("{name}file="), path),
+    };
+    vec!["-fw_cfg".into(), option]
 }
 
 /// The overlay dies with the VM, so nothing is ever flushed. When the host's disk is full the VM pauses rather than

@@ -9,11 +9,13 @@ mod clock;
 mod command;
 mod console;
 mod disk;
+mod given;
 mod guest_text;
 mod hop;
 pub mod host;
 pub mod leftovers;
 mod machine;
+mod names;
 mod out_of_memory;
 mod port;
 mod port_state;
@@ -43,7 +45,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use agent::GuestOutput;
+pub use given::GivenFile;
 pub use hop::{DetachedPort, Hop};
+pub use names::HostNames;
 pub use qemu::{Qemu, QemuVm};
 pub use shell::{SHELL_STREAMS, Shell, ShellProgram, ShellTerminal};
 
@@ -60,6 +64,8 @@ pub struct VmSpec {
     pub profile: VmProfile,
     /// Its processors.
     pub vcpus: u32,
+    /// Its memory, in MiB.
+    pub memory_mib: u64,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// QEMU's program, absolute.
@@ -74,8 +80,10 @@ pub struct VmSpec {
     pub slots: u32,
     /// Whether the guest has a network device.
     pub network: Network,
-    /// What the guest's nix.conf has beside what is in its image; may be empty.
-    pub nix_conf: String,
+    /// Files that the guest finds when it boots.
+    pub given: Vec<GivenFile>,
+    /// What the guest is told of this machine's network; `None` for a guest that has no network.
+    pub names: Option<HostNames>,
     /// A folder of store paths on this machine that the guest sees below its own store, read-only, absolute; `None` for a
     /// guest that has no device to see one by.
     pub store: Option<PathBuf>,
@@ -134,6 +142,10 @@ pub trait VmBackend: Send + Sync + 'static {
 pub trait RunningVm: Send + Sync + 'static {
     /// Opens a session into the guest's nix-daemon over port `xpool.<slot>`.
     fn open_hop(&self, slot: u32) -> impl Future<Output = anyhow::Result<Hop>> + Send;
+
+    /// Tells the guest the names of this machine's network as they are now, where it was told others: with private ones and
+    /// passwords, or without.
+    fn tell_names(&self, with_secrets: bool) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Makes paths of the host's store valid in the guest; all or none. Only for a VM that has the store.
     fn register(

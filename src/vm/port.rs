@@ -103,7 +103,7 @@ impl Port {
     /// Thaws the guest and then opens a session into it, in one go.
     pub(super) async fn open_hop_thawed(self: &Arc<Self>, thaw: Thaw) -> anyhow::Result<Hop> {
         let args = vec!["thaw".to_owned(), thaw.name, self.slot.to_string()];
-        self.open_by(args, Some(thaw.entropy.into_bytes())).await
+        self.open_by(args, Some(thaw.input.into_bytes())).await
     }
 
     async fn open_by(

@@ -12,6 +12,7 @@ use super::console::KilledProcesses;
 use super::disk::Disk;
 use super::hop::Hop;
 use super::machine::{Machine, Wish};
+use super::names::ToldNames;
 use super::port::Port;
 use super::qmp::Qmp;
 use super::registrar::Registrar;
@@ -47,6 +48,8 @@ pub(super) struct Guest {
     /// The way to make paths valid, in a guest that sees the host's store.
     pub(super) registrar: Option<Registrar>,
     pub(super) shell: Arc<ShellPorts>,
+    /// Names of this machine's network, in a guest that has a network.
+    pub(super) names: Option<ToldNames>,
 }
 
 impl VmBackend for Qemu {
@@ -155,6 +158,13 @@ impl RunningVm for QemuVm {
                 Ok(end) => Err(gone(&end.exit)),
                 Err(_) => Err(error),
             },
+        }
+    }
+
+    async fn tell_names(&self, with_secrets: bool) -> anyhow::Result<()> {
+        match &self.guest.names {
+            Some(names) => names.tell(&self.guest.agent, with_secrets).await,
+            None => Ok(()),
         }
     }
 

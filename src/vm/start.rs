@@ -14,6 +14,7 @@ use super::console::KilledProcesses;
 use super::disk::Disk;
 use super::hop::Hop;
 use super::machine::{Machine, Wish};
+use super::names::ToldNames;
 use super::port::Port;
 use super::private_dir::Layout;
 use super::process::Process;
@@ -172,10 +173,13 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         let ports = self.ports(&qmp, &agent, port_news.slots);
         let shell = ShellPorts::new(self.layout, &qmp, &agent, &port_news.shell);
         let first = ports.first().context("a VM needs a slot at least")?;
-        let first_hop = match origin {
+        let (first_hop, told) = match origin {
             Origin::Template(_) => self.thaw(first, &agent).await?,
-            Origin::Image | Origin::ToBeSaved(_) => self.wait_for_daemon(first, &agent).await?,
+            Origin::Image | Origin::ToBeSaved(_) => {
+                (self.wait_for_daemon(first, &agent).await?, String::new())
+            }
         };
+        let names = self.spec.names.clone();
         // The nix-daemon has shown over it that it answers: the first session need not wait for another one.
         first.keep(first_hop).await;
         if let (Some(registrar), Origin::Image) = (&registrar, origin) {
@@ -189,6 +193,7 @@ impl<N: Fn(Unmet)> Way<'_, N> {
             ports,
             registrar,
             shell: Arc::new(shell),
+            names: names.map(|names| ToldNames::new(names, told)),
         })
     }
 
@@ -201,12 +206,15 @@ impl<N: Fn(Unmet)> Way<'_, N> {
         qmp.execute(qapi::qmp::cont {}).await.map(drop)
     }
 
-    /// Makes a restored guest one of its own and opens the first session in it.
-    async fn thaw(&self, port: &Arc<Port>, agent: &Agent) -> anyhow::Result<Hop> {
+    /// Makes a restored guest one of its own and opens the first session in it; also what it was told of names.
+    async fn thaw(&self, port: &Arc<Port>, agent: &Agent) -> anyhow::Result<(Hop, String)> {
         self.next(Requirement::IsThawed);
-        let hop = port.open_hop_thawed(Thaw::new(&self.spec.name)?);
+        let names = self.spec.names.as_ref();
+        let told = names.map(|names| names.told(names.are_known_to_all));
+        let told = told.unwrap_or_default();
+        let hop = port.open_hop_thawed(Thaw::new(&self.spec.name, &told)?);
         let (hop, ()) = tokio::try_join!(ready::daemon_still_answers(hop), clock::set(agent))?;
-        Ok(hop)
+        Ok((hop, told))
     }
 
     async fn wait_for_daemon(&self, port: &Arc<Port>, agent: &Agent) -> anyhow::Result<Hop> {

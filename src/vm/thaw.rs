@@ -12,13 +12,14 @@ const ENTROPY_BYTES: usize = 32;
 pub(super) struct Thaw {
     /// Its host name.
     pub(super) name: String,
-    /// Random bytes from this host in hex, as a line. Text, because that is what a shell can pass on by itself.
-    pub(super) entropy: String,
+    /// Random bytes from this host in hex, as a line, and what it is told of this machine's network. Text, because that is what a
+    /// shell can pass on by itself.
+    pub(super) input: String,
 }
 
 impl Thaw {
-    /// For the clone of this name.
-    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+    /// For the clone of this name, which is told these names of the network.
+    pub(super) fn new(name: &str, names: &str) -> anyhow::Result<Self> {
         let mut bytes = [0; ENTROPY_BYTES];
         let length =
             getrandom(&mut bytes, GetRandomFlags::empty()).context("asking for randomness")?;
@@ -26,14 +27,15 @@ impl Thaw {
             length == ENTROPY_BYTES,
             "this host gave too little randomness"
         );
-        let mut entropy = String::new();
+        let mut input = String::new();
         for byte in bytes {
-            write!(entropy, "{byte:02x}")?;
+            write!(input, "{byte:02x}")?;
         }
-        entropy.push('\n');
+        input.push('\n');
+        input.push_str(names);
         Ok(Self {
             name: name.to_owned(),
-            entropy,
+            input,
         })
     }
 }
@@ -44,8 +46,10 @@ mod tests {
 
     #[test]
     fn each_clone_gets_a_line_of_randomness_of_its_own() {
-        let [one, two] = ["one", "two"].map(|name| Thaw::new(name).unwrap());
-        assert_eq!(one.entropy.trim_end().len(), 2 * ENTROPY_BYTES);
-        assert_ne!(one.entropy, two.entropy);
+        let [one, two] = ["one", "two"].map(|name| Thaw::new(name, "hosts a\n").unwrap());
+        let line = one.input.lines().next().unwrap();
+        assert_eq!(line.len(), 2 * ENTROPY_BYTES);
+        assert!(one.input.ends_with("\nhosts a\n"));
+        assert_ne!(one.input, two.input);
     }
 }

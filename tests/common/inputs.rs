@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::Installation;
 use super::nix::{Nix, stderr};
@@ -90,4 +90,37 @@ pub fn listing(folder: &Path) -> String {
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A client elsewhere, that logs in with a key of its own.
+pub struct Elsewhere {
+    dir: tempfile::TempDir,
+    pub public_key: String,
+}
+
+impl Elsewhere {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let status = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(dir.path().join("key"))
+            .stdin(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        let public_key = fs::read_to_string(dir.path().join("key.pub")).unwrap();
+        Self { dir, public_key }
+    }
+
+    /// The configuration of this machine's clients, with this one's key in the place of xpool's own.
+    pub fn client<'a>(&self, installation: &'a Installation) -> Nix<'a> {
+        let mut nix = Nix::new(installation);
+        let own_key = nix.machines.split(' ').nth(2).unwrap().to_owned();
+        let key = self.dir.path().join("key").into_os_string();
+        let key = key.into_string().unwrap();
+        let ssh_config = fs::read_to_string(&nix.ssh_config).unwrap();
+        nix.ssh_config = self.dir.path().join("ssh_config");
+        fs::write(&nix.ssh_config, ssh_config.replace(&own_key, &key)).unwrap();
+        nix.machines = nix.machines.replace(&own_key, &key);
+        nix
+    }
 }

@@ -8,6 +8,7 @@
 )]
 
 pub mod builder;
+pub mod corp;
 pub mod inputs;
 pub mod machine;
 pub mod matrix;

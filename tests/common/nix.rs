@@ -1,6 +1,7 @@
 //! A real Nix client, and the derivations that tests have it build.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -51,10 +52,10 @@ impl Transport {
             Self::Ssh => {
                 installation.command(&["machines", "--transport", "ssh", "--nix-version", "2.8"])
             }
-            Self::Local => installation.command_of(
-                &own_xpool(installation),
-                &["machines", "--transport", "local"],
-            ),
+            Self::Local => {
+                link_to(installation, &own_xpool(installation));
+                installation.command(&["machines", "--transport", "local"])
+            }
         }
     }
 }
@@ -68,6 +69,17 @@ fn own_xpool(installation: &Installation) -> PathBuf {
         fs::copy(built, &own).unwrap();
     }
     own
+}
+
+/// Has what Nix starts lead to this xpool.
+fn link_to(installation: &Installation, xpool: &Path) {
+    for entry in fs::read_dir(installation.state().join("slots")).unwrap() {
+        let link = entry.unwrap().path();
+        if link.file_name() != Some("state".as_ref()) {
+            fs::remove_file(&link).unwrap();
+            symlink(xpool, &link).unwrap();
+        }
+    }
 }
 
 /// A Nix client. Its store is the installation's /nix if it has one, and a folder of the client's own otherwise.

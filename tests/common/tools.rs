@@ -11,7 +11,7 @@ use xpool::nix::System;
 use super::vm::image;
 
 /// What builders of tests call.
-const TOOLS: [&str; 32] = [
+const TOOLS: [&str; 33] = [
     "awk",
     "cat",
     "chmod",
@@ -26,6 +26,7 @@ const TOOLS: [&str; 32] = [
     "mkdir",
     "mkfifo",
     "mv",
+    "nslookup",
     "readlink",
     "rm",
     "sed",

@@ -52,6 +52,7 @@ pub fn spec_of(image: Image, dir: &Path) -> VmSpec {
     VmSpec {
         name: format!("{}-1", system.cpu()),
         vcpus: 2,
+        memory_mib: 2048,
         accel: accel_for(system),
         qemu: find_program(&profile.qemu, &search_path).unwrap(),
         qemu_identity: "this one".to_owned(),
@@ -60,7 +61,8 @@ pub fn spec_of(image: Image, dir: &Path) -> VmSpec {
         image,
         slots: 2,
         network: Network::Nat,
-        nix_conf: String::new(),
+        given: Vec::new(),
+        names: None,
         store: None,
         templates: None,
         pauses: true,

@@ -80,6 +80,10 @@ impl RunningVm for FakeVm {
         Ok(Hop::new(stream))
     }
 
+    async fn tell_names(&self, _: bool) -> Result<()> {
+        Ok(())
+    }
+
     async fn register(&self, _: &Registrations) -> Result<()> {
         Ok(())
     }
@@ -198,6 +202,7 @@ pub(crate) fn spec(name: &str) -> VmSpec {
         name: name.to_owned(),
         profile: toml::from_str(include_str!("../../vm-configs/riscv64-linux.toml")).unwrap(),
         vcpus: 2,
+        memory_mib: 2048,
         accel: Accel::Tcg,
         qemu: PathBuf::new(),
         qemu_identity: "10".to_owned(),
@@ -208,7 +213,8 @@ pub(crate) fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
-        nix_conf: String::new(),
+        given: Vec::new(),
+        names: None,
         store: None,
         templates: None,
         pauses: true,

@@ -58,6 +58,7 @@ impl Rig {
             name: "bob".to_owned(),
             key,
             share: Share::None,
+            secrets: true,
         };
         Self::with_more(Limits::default(), Version::PROMISED, Some(client)).await
     }
@@ -220,6 +221,7 @@ pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
         name: name.to_owned(),
         key: keys.client().clone(),
         share,
+        secrets: true,
     }
 }
 

@@ -138,7 +138,7 @@ fn a_port_that_is_taken_is_named() {
 #[test]
 fn a_missing_qemu_is_named_with_its_package() {
     let installation = Installation::new("");
-    put_image(&installation, 5);
+    put_image(&installation, 6);
     let said = installation
         .command(&["up", "riscv64"])
         .env("PATH", "/nonexistent")
@@ -154,7 +154,7 @@ fn a_missing_qemu_is_named_with_its_package() {
 #[test]
 fn an_image_with_one_changed_byte_is_refused() {
     let installation = Installation::new("");
-    let image = put_image(&installation, 5);
+    let image = put_image(&installation, 6);
     fs::write(image.join("kernel"), "abd").unwrap();
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
@@ -177,7 +177,7 @@ fn an_image_of_another_contract_is_refused() {
     put_image(&installation, 99);
     assert_snapshot!(all(&installation.run(&["up", "riscv64"])), @r"
     exit code: 1
-    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 5
+    error: the image for riscv64-linux keeps version 99 of the guest contract, this xpool needs 6
 
     hint: `xpool image build riscv64` makes a new one
     ");
@@ -257,7 +257,7 @@ fn without_a_manager_status_says_how_to_start_one_and_down_has_nothing_to_do() {
 #[test]
 fn more_vms_than_allowed_are_refused() {
     let installation = Installation::new("[pool]\nmax-vms = 2\n");
-    put_image(&installation, 5);
+    put_image(&installation, 6);
     let said = installation.run(&["up", "riscv64", "--count", "3"]);
     assert_eq!(said.code, Some(1));
     let last = said.stderr.lines().last().unwrap();
@@ -268,7 +268,7 @@ fn more_vms_than_allowed_are_refused() {
 #[test]
 fn more_vms_than_a_system_has_slots_need_a_configured_maximum() {
     let installation = Installation::new("");
-    put_image(&installation, 5);
+    put_image(&installation, 6);
     let said = installation.run(&["up", "riscv64", "--count", "65"]);
     assert!(is_untouched(&installation), "a manager was started");
     assert_snapshot!(all(&said), @r"

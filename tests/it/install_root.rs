@@ -65,6 +65,42 @@ fn root_installs_for_the_whole_machine() {
 }
 
 #[test]
+fn a_nix_conf_that_something_else_replaces_includes_the_machines() {
+    let test = "a_nix_conf_that_something_else_replaces_includes_the_machines";
+    let Some(rooted) = Rooted::new(test) else {
+        return;
+    };
+    let install = [&[SAFE], &LOCAL[..], &["--state-dir", "/usr/local/state"]].concat();
+    let custom = rooted.at("nix-conf/nix.custom.conf");
+    let conf = "# do not modify! this file will be replaced!\nmax-jobs = auto\n\n!include nix.custom.conf\n";
+    // As it was before Determinate Nix came.
+    rooted.ok(&install);
+    let before = fs::read_to_string(rooted.nix_conf()).unwrap();
+    fs::write(rooted.nix_conf(), before + conf).unwrap();
+    fs::write(&custom, "cores = 1\nbuilders = @/etc/others\n").unwrap();
+    assert_snapshot!(rooted.ok(&install), @r"
+         Changed [DIR]/nix-conf/nix.custom.conf
+         Changed [DIR]/nix-conf/nix.conf
+    A nix-daemon that runs knows it when it is started anew. The machines are there while a manager runs.
+    ");
+    assert_eq!(fs::read_to_string(rooted.nix_conf()).unwrap(), conf);
+    let effective = || {
+        let settings = fs::read_to_string(&custom).unwrap();
+        let mut values = settings
+            .lines()
+            .filter_map(|line| line.strip_prefix("builders = "));
+        values.next_back().unwrap().to_owned()
+    };
+    assert_eq!(effective(), "@/etc/others;@/usr/local/state/machines");
+    // As it does at each start.
+    fs::write(rooted.nix_conf(), format!("{conf}# new\n")).unwrap();
+    assert!(rooted.ok(&install).contains("Unchanged"));
+    assert_eq!(effective(), "@/etc/others;@/usr/local/state/machines");
+    rooted.ok(&[&[SAFE], &UNINSTALL[..]].concat());
+    assert_eq!(effective(), "@/etc/others");
+}
+
+#[test]
 fn roots_own_manager_in_a_folder_that_others_can_replace_is_anothers() {
     let test = "roots_own_manager_in_a_folder_that_others_can_replace_is_anothers";
     let Some(rooted) = Rooted::new(test) else {
@@ -88,6 +124,7 @@ fn root_installs_what_another_user_runs_by_files_of_its_own() {
     let state = fs::read_dir(rooted.at("state")).unwrap().count();
     assert_snapshot!(with(&[&LOCAL[..], &["--dry-run"]].concat()), @r"
     would write /usr/local/libexec/xpool
+    would write /etc/xpool/slots
     would write /etc/xpool/machines
     would make [DIR]/nix-conf/nix.conf
       + # begin xpool (`xpool machines --uninstall` takes this away, with this file)
@@ -97,6 +134,7 @@ fn root_installs_what_another_user_runs_by_files_of_its_own() {
     assert!(!rooted.at("etc/xpool/machines").exists());
     assert_snapshot!(with(&LOCAL), @r"
            Wrote /usr/local/libexec/xpool
+           Wrote /etc/xpool/slots
            Wrote /etc/xpool/machines
             Made [DIR]/nix-conf/nix.conf
     A nix-daemon that runs knows it when it is started anew. Without a manager, Nix warns and goes on without the machines.
@@ -107,7 +145,7 @@ fn root_installs_what_another_user_runs_by_files_of_its_own() {
     let machines = fs::read_to_string(rooted.at("etc/xpool/machines")).unwrap();
     let line = machines.lines().next().unwrap();
     let line = line.replace(rooted.installation.path().to_str().unwrap(), "[DIR]");
-    assert_snapshot!(line, @"ssh-ng://localhost?remote-program=/usr/local/libexec/xpool%20connect%20--state-dir%20[DIR]/state%20aarch64-00 aarch64-linux - 1 1 benchmark,big-parallel - -");
+    assert_snapshot!(line, @"ssh-ng://localhost?remote-program=/etc/xpool/slots/00@xpool-aarch64 aarch64-linux - 1 1 benchmark,big-parallel - -");
     // Nix runs it as anybody.
     let mode = |name: &str| fs::metadata(rooted.at(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode("etc/xpool/machines"), 0o644);
@@ -138,6 +176,7 @@ fn root_installs_what_another_user_runs_by_files_of_its_own() {
       - Include "/etc/xpool/ssh_config"
       - # end xpool
     would remove /etc/xpool/machines
+    would remove /etc/xpool/slots
     would remove /etc/xpool/ssh_config
     would remove /etc/xpool/known_hosts
     would remove /etc/xpool/client_ed25519
@@ -147,6 +186,7 @@ fn root_installs_what_another_user_runs_by_files_of_its_own() {
     Removed [DIR]/nix-conf/nix.conf
     Removed /etc/ssh/ssh_config.d/xpool.conf
     Removed /etc/xpool/machines
+    Removed /etc/xpool/slots
     Removed /etc/xpool/ssh_config
     Removed /etc/xpool/known_hosts
     Removed /etc/xpool/client_ed25519
@@ -168,11 +208,8 @@ fn a_program_that_only_root_can_write_is_run_where_it_is() {
         return;
     };
     rooted.ok(&[&[SAFE], &LOCAL[..]].concat());
-    let machines = fs::read_to_string(rooted.at("etc/xpool/machines")).unwrap();
-    assert!(
-        machines.contains("remote-program=/usr/local/bin/xpool%20connect"),
-        "{machines}"
-    );
+    let link = fs::read_link(rooted.at("etc/xpool/slots/00@xpool-riscv64")).unwrap();
+    assert_eq!(link.to_str(), Some(SAFE));
     assert!(!rooted.at("local/libexec").exists());
     assert_eq!(rooted.walk(), (vec![], 7));
 }
@@ -217,7 +254,10 @@ fn files_are_written_only_where_nobody_else_can_write() {
     hint: take another place: who can write there could have Nix run anything
     ");
     assert!(!rooted.at("local/new").exists());
-    assert_snapshot!(write_to(SAFE, "/usr/local/new/er").stderr, @"       Wrote /usr/local/new/er/machines");
+    assert_snapshot!(write_to(SAFE, "/usr/local/new/er").stderr, @r"
+           Wrote /usr/local/new/er/slots
+           Wrote /usr/local/new/er/machines
+    ");
     let folder = fs::metadata(rooted.at("local/new/er"))
         .unwrap()
         .permissions()

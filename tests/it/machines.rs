@@ -103,12 +103,11 @@ fn the_form_of_the_uri_suits_the_clients_nix() {
 fn local_lines_refuse_what_nix_or_a_shell_would_take_apart() {
     let installation = Installation::new("[pool]\nbuild-machines = 1\n");
     let line = installation.ok(&["machines", "riscv64", "--transport", "local"]);
-    let program = env!("CARGO_BIN_EXE_xpool");
-    let expected = format!(
-        "ssh-ng://localhost?remote-program={program}%20connect%20--state-dir%20[DIR]/state%20riscv64-00 \
-         riscv64-linux - 1 1 benchmark,big-parallel - -\n"
-    );
-    assert_eq!(line, expected);
+    assert_snapshot!(line, @"ssh-ng://localhost?remote-program=[DIR]/state/slots/00@xpool-riscv64 riscv64-linux - 1 1 benchmark,big-parallel - -");
+    let program = installation.state().join("slots/00@xpool-riscv64");
+    let said = Command::new(&program).arg("--stdio").output().unwrap();
+    let said = installation.said(said);
+    assert_snapshot!(said.stderr, @"error: no manager is running (nobody answers at `[DIR]/state/connect.sock`); the user that it is for starts one by `xpool --state-dir [DIR]/state up riscv64`");
     let odd = installation.path().join("a(b");
     let odd = [
         "machines",
@@ -118,7 +117,7 @@ fn local_lines_refuse_what_nix_or_a_shell_would_take_apart() {
         odd.to_str().unwrap(),
     ];
     assert_snapshot!(installation.run(&odd).stderr, @r"
-    error: `[DIR]/a(b` has `(` in its name, which a machines line of the local transport cannot carry
+    error: `[DIR]/a(b/slots` has `(` in its name, which a machines line of the local transport cannot carry
 
     hint: use letters, digits and any of `/._-+,:=@`, or `--transport ssh`
     ");

@@ -2,9 +2,8 @@
 //! runs it.
 
 use std::fs;
-use std::process::{Command, Stdio};
 
-use crate::common::inputs::{SHARED, copied, inputs};
+use crate::common::inputs::{Elsewhere, SHARED, copied, inputs};
 use crate::common::nix::{Nix, started, tooled};
 use crate::common::{Installation, ended};
 
@@ -52,39 +51,6 @@ fn a_pool_that_shares_nothing_has_vms_that_cannot_see_the_store() {
     assert!(!shows_a_store(&arguments), "{arguments}");
     assert_eq!(copied(&log).len(), 3, "{log}");
     assert_eq!(inputs(&installation), []);
-}
-
-/// A client elsewhere, that logs in with a key of its own.
-struct Elsewhere {
-    dir: tempfile::TempDir,
-    public_key: String,
-}
-
-impl Elsewhere {
-    fn new() -> Self {
-        let dir = tempfile::tempdir_in("/tmp").unwrap();
-        let status = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(dir.path().join("key"))
-            .stdin(Stdio::null())
-            .status();
-        assert!(status.unwrap().success());
-        let public_key = fs::read_to_string(dir.path().join("key.pub")).unwrap();
-        Self { dir, public_key }
-    }
-
-    /// The configuration of this machine's clients, with this one's key in the place of xpool's own.
-    fn client<'a>(&self, installation: &'a Installation) -> Nix<'a> {
-        let mut nix = Nix::new(installation);
-        let own_key = nix.machines.split(' ').nth(2).unwrap().to_owned();
-        let key = self.dir.path().join("key").into_os_string();
-        let key = key.into_string().unwrap();
-        let ssh_config = fs::read_to_string(&nix.ssh_config).unwrap();
-        nix.ssh_config = self.dir.path().join("ssh_config");
-        fs::write(&nix.ssh_config, ssh_config.replace(&own_key, &key)).unwrap();
-        nix.machines = nix.machines.replace(&own_key, &key);
-        nix
-    }
 }
 
 #[test]

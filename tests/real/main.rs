@@ -10,6 +10,7 @@ mod builder;
 mod builds;
 mod contract;
 mod features;
+mod fetch;
 mod fresh;
 mod image;
 mod inputs;

@@ -55,3 +55,26 @@ fn what_builders_can_do_and_what_they_have_is_configured_for_a_system() {
         "xpool.toml:2: `disk-gib` is 8 but must be from 16 to 4096"
     );
 }
+
+#[test]
+fn memory_follows_the_machine_and_the_budget() {
+    let given = |memory_mib, text: &str| {
+        let host = Host { memory_mib, ..HOST };
+        let config = Config::of_text(text, &host).unwrap();
+        config.systems[&System::Riscv64Linux].policy.memory_mib
+    };
+    // A build that takes 6 GiB works on a machine with 24.
+    assert_eq!(given(24 * 1024, ""), 8192);
+    assert_eq!(given(24038, ""), 7936);
+    assert_eq!([2048, 4096].map(|mib| given(mib, "")), [2048; 2]);
+    assert_eq!(given(1 << 20, ""), 16384);
+    assert_eq!(given(24 * 1024, "[budget]\nmemory-mib = 12000\n"), 3840);
+    assert_eq!(given(24 * 1024, "[budget]\nmemory-mib = 1000\n"), 1000);
+    assert_eq!(given(24 * 1024, "[pool]\nmemory-mib = 3000\n"), 3000);
+    let auto = "[pool]\nmemory-mib = 3000\n[systems.riscv64-linux]\nmemory-mib = \"auto\"\n";
+    assert_eq!(given(24 * 1024, auto), 8192);
+    assert_eq!(
+        refused("[pool]\nmemory-mib = 100\n"),
+        "xpool.toml:2: invalid value: integer `100`, expected a number from 256 to 1048576, or \"auto\""
+    );
+}

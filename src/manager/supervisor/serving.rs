@@ -10,13 +10,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{VmCommand, VmNews};
+use super::{Secrets, VmCommand, VmNews};
 use crate::manager::rest::{REST_AFTER, RestingVm};
 use crate::manager::sharing::Sharing;
 use crate::manager::shell::{AfterShell, Shells};
 use crate::manager::ticket::InputsTaker;
 use crate::pool::{Exit, Retry, SessionId};
-use crate::vm::{RunningVm, VmExit};
+use crate::vm::{Hop, RunningVm, VmExit};
 
 /// How long a guest may take to close a session's port after its client has gone. Killing a build's processes takes an
 /// emulated guest a second or two; a guest that needs this long hangs.
@@ -35,6 +35,8 @@ pub(super) struct Serving<V, N> {
     errands: JoinSet<()>,
     /// Hops that are opened before somebody asks for them. The VM runs meanwhile.
     aheads: JoinSet<()>,
+    /// Whether all sessions so far may know secrets.
+    secrets: Secrets,
     /// Whether it is paused while nobody is in it.
     pauses: bool,
     /// When it is paused, if nobody comes until then.
@@ -60,6 +62,7 @@ where
             shells: Shells::default(),
             errands: JoinSet::new(),
             aheads: JoinSet::new(),
+            secrets: Secrets(true),
             pauses,
             rest_at: None,
             broken: None,
@@ -95,7 +98,7 @@ where
 
     fn obey(&mut self, command: Option<VmCommand>) {
         match command {
-            Some(VmCommand::Open(session)) => self.open_session(session),
+            Some(VmCommand::Open(session, secrets)) => self.open_session(session, secrets),
             Some(VmCommand::Release(session)) => {
                 self.shells.session_ends();
                 self.slots.release(session);
@@ -112,15 +115,17 @@ where
         }
     }
 
-    fn open_session(&mut self, session: SessionId) {
+    fn open_session(&mut self, session: SessionId, secrets: Secrets) {
         self.rest_at = None;
+        // What was in it for one that may not know them is not for the next one either.
+        self.secrets.0 &= secrets.0;
         self.shells.session_begins();
         let (slot, release) = self.slots.take(session);
         self.sessions.spawn(serve_session(
             self.resting.clone(),
             self.sharing.clone(),
             slot,
-            session,
+            (session, self.secrets),
             release,
             self.news.clone(),
         ));
@@ -235,16 +240,21 @@ async fn power_down<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
     vm.power_down().await;
 }
 
+async fn enter<V: RunningVm>(vm: &V, slot: u32, secrets: Secrets) -> anyhow::Result<Hop> {
+    vm.tell_names(secrets.0).await?;
+    vm.open_hop(slot).await
+}
+
 async fn serve_session<V: RunningVm, N: Fn(VmNews)>(
     vm: Arc<RestingVm<V, N>>,
     sharing: Arc<Sharing>,
     slot: u32,
-    session: SessionId,
+    (session, secrets): (SessionId, Secrets),
     mut release: oneshot::Receiver<()>,
     news: impl Fn(VmNews) + Send + Sync,
 ) -> (SessionId, Result<(), String>) {
     let hop = match vm.enter().await {
-        Ok(()) => vm.vm().open_hop(slot).await,
+        Ok(()) => enter(vm.vm(), slot, secrets).await,
         Err(error) => Err(error),
     };
     let (taker, mut inputs) = InputsTaker::channel();

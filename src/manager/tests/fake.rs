@@ -148,6 +148,13 @@ impl RunningVm for FakeVm {
         "cc1plus".to_owned()
     }
 
+    async fn tell_names(&self, with_secrets: bool) -> anyhow::Result<()> {
+        if !with_secrets {
+            self.note("no secrets");
+        }
+        Ok(())
+    }
+
     async fn register(&self, _: &Registrations) -> anyhow::Result<()> {
         self.note("register");
         Ok(())
@@ -255,6 +262,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         name: name.to_owned(),
         profile: toml::from_str(include_str!("../../../vm-configs/riscv64-linux.toml")).unwrap(),
         vcpus: 2,
+        memory_mib: 2048,
         accel: Accel::Tcg,
         qemu: PathBuf::new(),
         qemu_identity: "10".to_owned(),
@@ -265,7 +273,8 @@ pub(super) fn spec(name: &str) -> VmSpec {
         },
         slots: 1,
         network: Network::None,
-        nix_conf: String::new(),
+        given: Vec::new(),
+        names: None,
         store: None,
         templates: None,
         pauses: true,

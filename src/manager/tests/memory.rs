@@ -77,3 +77,31 @@ async fn an_idle_vm_of_another_system_makes_room_within_a_shared_budget() {
     drop(ticket);
     fixture.until(|status| count(status, SYSTEM) == 1).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_youngest_build_ends_where_the_host_runs_out_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = Fixture::with(policy(Reuse::Never, 2), meminfo(&dir, 8000));
+    let mut first = fixture.open().await;
+    granted(&mut first).await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let mut second = fixture.open().await;
+    granted(&mut second).await;
+    // Half of the floor: nothing starts, and what runs goes on.
+    meminfo(&dir, 512);
+    let minute = Duration::from_secs(60);
+    assert!(tokio::time::timeout(minute, second.next()).await.is_err());
+    meminfo(&dir, 511);
+    match second.next().await.unwrap() {
+        SessionUpdate::VmGone { vm, cause, .. } => {
+            assert_eq!(vm, "riscv64-2");
+            assert!(
+                cause.starts_with("this machine ran out of memory (511 MiB available)"),
+                "{cause}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    meminfo(&dir, 8000);
+    assert!(tokio::time::timeout(minute, first.next()).await.is_err());
+}

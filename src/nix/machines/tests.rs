@@ -9,8 +9,7 @@ fn endpoint() -> Endpoint {
         listen: "0.0.0.0:31022".parse().unwrap(),
         key: "/state/keys/client".into(),
         host_key_base64: "c3No".to_owned(),
-        program: "/opt/xpool/bin/xpool".into(),
-        state: "/home/alice@example.org/state".into(),
+        slots: "/home/alice@example.org/state/slots".into(),
     }
 }
 
@@ -50,10 +49,10 @@ fn newer_nix_is_told_the_address_and_the_port() {
 }
 
 #[test]
-fn local_lines_name_the_program_and_no_key() {
+fn local_lines_name_a_link_for_each_slot_and_no_key() {
     insta::assert_snapshot!(lines(Form::Local), @r"
-    ssh-ng://localhost?remote-program=/opt/xpool/bin/xpool%20connect%20--state-dir%20/home/alice%40example.org/state%20riscv64-00 riscv64-linux - 1 1 benchmark,big-parallel - -
-    ssh-ng://localhost?remote-program=/opt/xpool/bin/xpool%20connect%20--state-dir%20/home/alice%40example.org/state%20riscv64-01 riscv64-linux - 1 1 benchmark,big-parallel - -
+    ssh-ng://localhost?remote-program=/home/alice%40example.org/state/slots/00@xpool-riscv64 riscv64-linux - 1 1 benchmark,big-parallel - -
+    ssh-ng://localhost?remote-program=/home/alice%40example.org/state/slots/01@xpool-riscv64 riscv64-linux - 1 1 benchmark,big-parallel - -
     ");
 }
 
@@ -61,16 +60,16 @@ fn local_lines_name_the_program_and_no_key() {
 fn paths_that_nix_or_a_shell_would_read_otherwise_are_refused() {
     for character in " \t\n\"'`\\;#%&?$*()<>|~![]{}^é".chars() {
         let endpoint = Endpoint {
-            state: format!("/a{character}b").into(),
+            slots: format!("/a{character}b").into(),
             ..endpoint()
         };
-        let path = endpoint.state.clone();
+        let path = endpoint.slots.clone();
         let refused =
             endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1);
         assert_eq!(refused, Err(UnfitPath::Character { path, character }));
     }
     let endpoint = Endpoint {
-        program: "/a'b".into(),
+        slots: "/a'b".into(),
         ..endpoint()
     };
     let refused = endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1);
@@ -82,16 +81,16 @@ fn paths_that_nix_or_a_shell_would_read_otherwise_are_refused() {
 
 #[test]
 fn a_uri_is_never_longer_than_nix_can_lock() {
-    let with_state = |length: usize| {
+    let with_slots = |length: usize| {
         let endpoint = Endpoint {
-            state: format!("/{}", "s".repeat(length)).into(),
+            slots: format!("/{}", "s".repeat(length)).into(),
             ..endpoint()
         };
         endpoint.machines(Form::Local, System::Riscv64Linux, &Abilities::default(), 1)
     };
-    // What is around the state folder has 94 bytes.
-    assert_eq!(with_state(104).unwrap()[0].uri().len(), 199);
-    let refused = with_state(105).unwrap_err().to_string();
+    // What is around the directory has 52 bytes.
+    assert_eq!(with_slots(147).unwrap()[0].uri().len(), 199);
+    let refused = with_slots(148).unwrap_err().to_string();
     assert!(refused.contains("has 200 bytes"), "{refused}");
 }
 

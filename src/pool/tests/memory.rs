@@ -1,7 +1,10 @@
 //! No VM is started that the host has no memory for.
 
+use std::cmp::Reverse;
+
 use super::*;
 use crate::pool::budget::Shortage;
+use crate::pool::memory::Loss;
 
 /// How long a VM's memory is not counted upon as taken.
 const GROWTH: Duration = Duration::from_secs(60);
@@ -171,4 +174,46 @@ fn a_start_that_waits_for_the_back_off_does_not_wait_for_memory() {
     assert_eq!(pool.handle(at, Event::DeadlineReached), []);
     assert!(pool.status(at).shortage.is_some());
     assert_eq!(pool.deadline(), Some(at + SECOND));
+}
+
+#[test]
+fn the_vm_whose_end_loses_least_ends_where_memory_is_out() {
+    let (mut pool, now) = pool_with(policy(Reuse::Never, 4));
+    assert_eq!(pool.first_for_memory(), None);
+    for n in 1..=3 {
+        assert_eq!(pool.handle(now, open(n.into())), [boot(n)]);
+    }
+    for n in 1..=2 {
+        let later = now + SECOND * n;
+        assert_eq!(
+            pool.handle(later, Event::VmReady(VmId(n))),
+            [assign(n.into(), n)]
+        );
+    }
+    // Who waits for the one that boots waits on, and has not built anything.
+    assert_eq!(pool.first_for_memory(), Some((Loss::Booting, VmId(3))));
+    let later = now + SECOND * 3;
+    pool.set_available_memory(Some(100));
+    assert_eq!(pool.handle(later, Event::MemoryIsOut(VmId(3))), [kill(3)]);
+    assert_eq!(pool.demand(), 3);
+    assert_eq!(
+        pool.handle(later, Event::VmExited(VmId(3), Exit::Stopped)),
+        []
+    );
+    // Of those that build, the one that has done so for the shortest time.
+    let youngest = Loss::Builds(Reverse(now + SECOND * 2));
+    assert_eq!(pool.first_for_memory(), Some((youngest, VmId(2))));
+    assert_eq!(pool.handle(later, Event::MemoryIsOut(VmId(2))), [kill(2)]);
+    assert_eq!(pool.handle(later, Event::MemoryIsOut(VmId(7))), []);
+}
+
+#[test]
+fn a_vm_that_nobody_uses_ends_before_any_that_builds() {
+    let (mut pool, now) = pool(2);
+    assert_eq!(pool.handle(now, Event::Up(2)), [boot(1), boot(2)]);
+    for n in 1..=2 {
+        assert_eq!(pool.handle(now, Event::VmReady(VmId(n))), []);
+    }
+    assert_eq!(pool.handle(now + SECOND, open(1)), [assign(1, 1)]);
+    assert_eq!(pool.first_for_memory(), Some((Loss::Idle, VmId(2))));
 }

@@ -46,6 +46,7 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         qemu: format!("/bin/{}", profile.qemu).into(),
         profile,
         vcpus: 2,
+        memory_mib: 2048,
         qemu_identity: "10".to_owned(),
         qemu_img: "/bin/qemu-img".into(),
         image: Image {
@@ -54,7 +55,8 @@ fn spec_with(system: System, accel: Accel, network: Network) -> VmSpec {
         },
         slots: 2,
         network,
-        nix_conf: String::new(),
+        given: Vec::new(),
+        names: None,
         store: None,
         templates: None,
         pauses: true,

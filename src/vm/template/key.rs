@@ -8,10 +8,11 @@ use crate::config::vm::Accel;
 use crate::image::{Image, digest};
 use crate::vm::VmSpec;
 use crate::vm::command::{self, Memory};
+use crate::vm::given::GivenFile;
 use crate::vm::private_dir::Layout;
 
 /// How templates are made and stored; raised when that changes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Everything that must be the same for a saved guest to be restored. `virt` of riscv64 has no versions, so nothing less
 /// than QEMU's very program will do.
@@ -25,6 +26,8 @@ pub(super) struct Key {
     host: String,
     /// SHA-256 of kernel, initial RAM disk and disk.
     image: Vec<String>,
+    /// SHA-256 of files of this machine that it was given.
+    given: Vec<String>,
     /// The size of its disk, which its file system has taken.
     disk_gib: u32,
     /// QEMU's arguments, as they were if every VM had the same name and folder.
@@ -40,6 +43,7 @@ impl Key {
             qemu: spec.qemu_identity.clone(),
             host: host(spec.accel),
             image: digests(&spec.image),
+            given: spec.given.iter().filter_map(GivenFile::sha256).collect(),
             disk_gib: spec.profile.disk_gib,
             arguments: arguments(spec),
         }
@@ -149,7 +153,7 @@ mod tests {
                 "it was made by another version of xpool",
             ),
             (
-                |spec| spec.profile.memory_mib += 1,
+                |spec| spec.memory_mib += 1,
                 "the VMs are laid out in another way",
             ),
             (

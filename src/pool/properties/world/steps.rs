@@ -4,6 +4,7 @@ use super::{Life, World, nth, seat};
 use crate::nix::store_path::StorePath;
 use crate::pool::budget::Machine;
 use crate::pool::claim::{Claim, Outputs, Purpose, Seat};
+use crate::pool::memory::Loss;
 use crate::pool::properties::Step;
 use crate::pool::{Down, Event, SessionId, VmId};
 
@@ -39,6 +40,7 @@ impl World {
                 self.send(Event::DeadlineReached);
             }
             Step::MakeRoom => self.make_room(),
+            Step::MemoryIsOut => self.run_out_of_memory(),
             Step::Drain(n) => self.drain(n),
             Step::Ready(n) => self.get_ready(n),
             Step::Exit(n, retry) => {
@@ -143,6 +145,21 @@ impl World {
         self.makes_room = true;
         self.send(Event::MakeRoom);
         self.makes_room = false;
+    }
+
+    fn run_out_of_memory(&mut self) {
+        let Some((loss, vm)) = self.pool.first_for_memory() else {
+            // 31. Only where there is none is none named.
+            assert!(self.vms.values().all(|life| *life == Life::Stops));
+            return;
+        };
+        // 32. No build is lost while there is a VM without one.
+        let is_used = |vm: &VmId| self.running.values().any(|at| at == vm);
+        assert!(!is_used(&vm) || matches!(loss, Loss::Builds(_)), "{loss:?}");
+        self.is_urgent = true;
+        self.send(Event::MemoryIsOut(vm));
+        self.is_urgent = false;
+        assert_eq!(self.vms.get(&vm), Some(&Life::Stops));
     }
 
     fn drain(&mut self, n: usize) {
