@@ -41,6 +41,7 @@ pub fn prepare(paths: &Paths) -> Result<()> {
         paths.logs(),
         paths.vms(),
         paths.no_store(),
+        paths.slots(),
     ] {
         DirBuilder::new()
             .recursive(true)

@@ -202,7 +202,16 @@ fn the_service_runs_as_its_user_alone_and_shows_others_nothing() {
     let status = xpool(&machine, "xpool", &["status"]);
     assert!(status.contains(SYSTEM), "{status}");
 
-    let seen = ["find", "/var/lib/xpool", "-perm", "/077"];
+    // A link has no mode of its own.
+    let seen = [
+        "find",
+        "/var/lib/xpool",
+        "-perm",
+        "/077",
+        "-not",
+        "-type",
+        "l",
+    ];
     assert_eq!(machine.ok("root", &seen), "");
     for folder in ["/var/lib/xpool", "/var/cache/xpool"] {
         assert!(!machine.run("alice", &["ls", folder]).status.success());
@@ -225,6 +234,7 @@ const EVIL: &str = "printf '#!/bin/sh\nid -un >/tmp/ran\n' >~/evil && chmod 755 
         rm -f $file || true
         echo \"ssh-ng://localhost?remote-program=$HOME/evil evil-linux - 1 1 - - -\" >$file || true
     done
+    for link in ~/slots /etc/xpool/slots; do ln -sf ~/evil \"$link/00@xpool-riscv64\" || true; done
     echo 'Match exec ~/evil' >~/ssh_config";
 
 #[test]
@@ -240,17 +250,16 @@ fn the_services_user_cannot_change_what_roots_nix_reads_or_executes() {
     let folder = ["stat", "--format", "%G %a", "/var/lib/xpool"];
     assert_eq!(run(&folder), "kvm 710\n");
     let named = roots_own::named(&run, "/etc/nix/nix.conf");
-    assert!(
-        named.iter().any(|path| path == "/usr/local/bin/xpool"),
-        "{named:?}"
-    );
+    let link = "/etc/xpool/slots/00@xpool-riscv64";
+    assert!(named.iter().any(|path| path == link), "{named:?}");
+    assert_eq!(run(&["readlink", link]), "/usr/local/bin/xpool\n");
     assert_eq!(roots_own::changeable(&run, "/etc/nix/nix.conf"), [""; 0]);
 
     // Who is not root can do the same for a Nix of their own.
     shell(
         &machine,
         "alice",
-        "xpool machines --write-to ~/own && grep -q riscv64-00 ~/own/machines",
+        "xpool machines --write-to ~/own && grep -q 00@xpool-riscv64 ~/own/machines",
     );
 
     shell(&machine, "xpool", EVIL);
