@@ -100,9 +100,9 @@ impl Port {
         self.open_by(args, None).await
     }
 
-    /// Thaws the guest and then opens a session into it, in one go.
+    /// Thaws the guest, which then goes on with the session that was begun in its template: that of this slot, which is the first.
     pub(super) async fn open_hop_thawed(self: &Arc<Self>, thaw: Thaw) -> anyhow::Result<Hop> {
-        let args = vec!["thaw".to_owned(), thaw.name, self.slot.to_string()];
+        let args = vec!["thaw".to_owned(), thaw.name];
         self.open_by(args, Some(thaw.input.into_bytes())).await
     }
 

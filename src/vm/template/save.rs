@@ -23,6 +23,9 @@ use crate::vm::{RunningVm as _, VmExit};
 /// A trivial build on an emulated processor: 3 s on a quiet machine.
 const WARM_LIMIT: Duration = Duration::from_secs(150);
 
+/// Two programs and a connection.
+const AHEAD_LIMIT: Duration = Duration::from_secs(60);
+
 /// The hop that showed that the guest serves.
 const PORTS_LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,6 +51,12 @@ pub(super) async fn save(vm: &QemuVm, files: &TemplateFiles) -> anyhow::Result<(
         vm.slot_released(0),
     )
     .await??;
+    let ahead = vm.run(GUEST_PROGRAM, &["ahead", "0"], AHEAD_LIMIT).await?;
+    ensure!(
+        ahead.status == Some(0),
+        "`{GUEST_PROGRAM} ahead` failed in the guest: {}",
+        quoted(&ahead.stderr)
+    );
     vm.agent().hang_up().await;
     let qmp = vm.qmp();
     qmp.execute(stop {}).await?;

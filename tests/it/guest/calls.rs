@@ -7,7 +7,7 @@ use crate::common;
 
 #[test]
 fn every_other_way_of_calling_it_is_a_usage_error() {
-    let wrong: [&[&str]; 31] = [
+    let wrong: [&[&str]; 34] = [
         &[],
         &[""],
         &["help"],
@@ -22,8 +22,11 @@ fn every_other_way_of_calling_it_is_a_usage_error() {
         &["join"],
         &["ready", "now"],
         &["thaw"],
-        &["thaw", "vm-1"],
-        &["thaw", "vm-1", "0", "1"],
+        &["thaw", "vm-1", "0"],
+        &["ahead"],
+        &["ahead", "x"],
+        &["join-ahead"],
+        &["names", "vm-1"],
         &["identity"],
         &["identity", "vm-1", "vm-2"],
         &["configure", "nix.conf"],

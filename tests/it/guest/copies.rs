@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 
 use super::port::Port;
 use super::root::{Guest, in_each_shell, skipped_for_a_user};
+use crate::common;
 
 const NAMING: &str = "the host name of a namespace can be written to /proc only by root";
 /// 128 digits, as the manager sends.
@@ -118,7 +119,7 @@ fn a_copy_without_enough_randomness_is_not_thawed() {
             ("\n", "too little randomness came"),
             (short.as_str(), "too little randomness came"),
         ] {
-            let said = guest.run_with(stdin, &["thaw", "vm-9", "0"]);
+            let said = guest.run_with(stdin, &["thaw", "vm-9"]);
             assert_eq!(said.code, Some(1), "{stdin:?}");
             assert_eq!(said.stderr, format!("xpool-guest: {why}\n"));
         }
@@ -135,20 +136,18 @@ fn a_copy_whose_random_generator_does_not_begin_anew_is_not_thawed() {
         |shell| {
             let guest = Guest::new(shell);
             let daemon = guest.daemon();
+            let port = Port::new(&guest, "xpool.0");
             // Without the capability that it needs, even for root of all namespaces.
-            let args = [
-                "--bounding-set=-sys_admin",
-                "xpool-guest",
-                "thaw",
-                "vm-9",
-                "0",
-            ];
-            let said = guest.start_program("setpriv", &args, RANDOMNESS).said();
+            let args = ["--bounding-set=-sys_admin", "xpool-guest", "ahead", "0"];
+            let ahead = guest.start_program("setpriv", &args, "");
+            let _stream = daemon.accept();
+            let said = ahead.said();
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+            let said = guest.run_with(RANDOMNESS, &["thaw", "vm-9"]);
             assert_eq!(said.code, Some(1));
-            let told = "xpool-guest: the random generator does not reseed\n";
-            assert!(said.stderr.ends_with(told), "{}", said.stderr);
-            assert!(!guest.path("/etc/machine-id").exists());
-            assert!(daemon.is_alone(), "a session went into it");
+            let told = "xpool-guest: the random generator does not reseed: ";
+            assert!(said.stderr.contains(told), "{}", said.stderr);
+            assert!(!port.is_open(), "a session went into it");
         },
     );
 }
@@ -163,10 +162,22 @@ fn a_copy_that_is_thawed_has_names_of_its_own_and_goes_on_as_a_session() {
     in_each_shell(test, |shell| {
         let guest = Guest::new(shell);
         let (port, daemon) = (Port::new(&guest, "xpool.3"), guest.daemon());
-        let running = guest.start_program("xpool-guest", &["thaw", "vm-9", "3"], RANDOMNESS);
+        let ahead = guest.start_program("xpool-guest", &["ahead", "3"], "");
         let mut stream = daemon.accept();
+        assert_eq!(ahead.said().code, Some(0));
+        // What is sent waits, as nothing goes into a guest that is not thawed.
+        assert!(!port.is_open());
+        let names =
+            "resolv nameserver 10.0.2.3\nhosts 192.0.2.7 git.corp\nnetrc machine git.corp\n";
+        let input = format!("{RANDOMNESS}{names}");
+        let running = guest.start_program("xpool-guest", &["thaw", "vm-9"], &input);
+        common::until("the port is open", String::new, || port.is_open());
         assert_eq!(guest.host_name(), "vm-9");
         assert_eq!(guest.read("/etc/hostname"), "vm-9\n");
+        let hosts = "127.0.0.1 localhost vm-9\n::1 localhost\n192.0.2.7 git.corp\n";
+        assert_eq!(guest.read("/etc/hosts"), hosts);
+        assert_eq!(guest.read("/etc/resolv.conf"), "nameserver 10.0.2.3\n");
+        assert_eq!(guest.read("/run/xpool/netrc"), "machine git.corp\n\n");
         machine_id(&guest);
         let console = guest.read("/dev/console");
         assert_eq!(console, "xpool: this copy of a saved guest is vm-9\n");

@@ -183,7 +183,7 @@ fn a_second_registration_leaves_out_what_the_guest_has_itself() {
             let registrar = Registrar::new(shell, KEEPS);
             let guest = &registrar.guest;
             for name in ["own", "own-too", ".links"] {
-                fs::create_dir(guest.path(&format!("/run/xpool/own/{name}"))).unwrap();
+                fs::create_dir(guest.path(&format!("/nix/store/{name}"))).unwrap();
             }
             let own = registration("own", &["other", "own"]);
             let other = registration("other", &["own-too", "own", "third"]);
@@ -211,7 +211,7 @@ fn a_guest_that_had_a_session_before_keeps_what_it_has_itself() {
         |shell| {
             let registrar = Registrar::new(shell, KEEPS);
             let guest = &registrar.guest;
-            fs::create_dir(guest.path("/run/xpool/own/own")).unwrap();
+            fs::create_dir(guest.path("/nix/store/own")).unwrap();
             assert_eq!(guest.run(&["session", "0"]).code, Some(1));
 
             let other = registration("other", &[]);
