@@ -21,10 +21,13 @@ pub fn main() -> ExitCode {
         cli.log_file(),
     );
     let printer = Printer::new(no_colour);
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    // There may be one for each build that waits.
+    let mut runtime = if cli.is_helper() {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             printer.error(&format!("starting threads: {error}"), &[]);

@@ -239,6 +239,11 @@ impl Cli {
         }
     }
 
+    /// Whether it is what Nix starts, of which there may be one for each build that waits.
+    pub fn is_helper(&self) -> bool {
+        matches!(self.command, Command::Connect(_))
+    }
+
     /// The file that the log goes to instead of stderr.
     pub fn log_file(&self) -> Option<&Path> {
         match &self.command {

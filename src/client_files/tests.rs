@@ -9,7 +9,7 @@ use crate::shutdown::Shutdown;
 
 const HOST: Host = Host {
     cpus: 2,
-    memory_mib: 24 * 1024,
+    memory_mib: 1024,
     search_path: std::ffi::OsString::new(),
 };
 
@@ -51,7 +51,10 @@ fn told(paths: &Paths, form: Form) -> Option<(usize, usize)> {
 fn every_form_has_a_file_that_goes_with_the_manager() {
     let (_dir, paths, config) = installation("");
     let files = files(&paths, &config);
-    assert_eq!(Form::ALL.map(|form| told(&paths, form)), [Some((4, 4)); 3]);
+    assert_eq!(
+        Form::ALL.map(|form| told(&paths, form)),
+        [Some((16, 16)); 3]
+    );
     let text = |form| std::fs::read_to_string(paths.machines(form)).unwrap();
     assert!(text(Form::SshAlias).contains("ssh-ng://riscv64-00@xpool-riscv64 "));
     assert!(text(Form::SshPort).contains("ssh-ng://riscv64-00@127.0.0.1:31022 "));
@@ -84,9 +87,9 @@ fn nix_is_told_of_what_up_asks_for_and_not_of_what_goes_down() {
         (counts[&System::Riscv64Linux], counts[&System::Aarch64Linux])
     };
     let (riscv64, aarch64) = (System::Riscv64Linux, System::Aarch64Linux);
-    assert_eq!(told_at(Vec::new()), (4, 3));
-    let raised = vec![pool(riscv64, Mode::Open, 8), pool(aarch64, Mode::Open, 8)];
-    assert_eq!(told_at(raised), (16, 3));
+    assert_eq!(told_at(Vec::new()), (16, 3));
+    let raised = vec![pool(riscv64, Mode::Open, 12), pool(aarch64, Mode::Open, 12)];
+    assert_eq!(told_at(raised), (24, 3));
     let down = vec![
         pool(riscv64, Mode::Draining, 8),
         pool(aarch64, Mode::Open, 2),
@@ -104,13 +107,13 @@ async fn the_machines_follow_the_pools_to_the_end() {
     let files = files(&paths, &config);
     let (changes, receiver) = watch::channel(Status::default());
     let following = tokio::spawn(files.follow(receiver));
-    let raised = pool(System::Riscv64Linux, Mode::Open, 8);
+    let raised = pool(System::Riscv64Linux, Mode::Open, 12);
     changes.send_replace(Status {
         systems: vec![raised],
         builds: Vec::new(),
     });
     let deadline = tokio::time::timeout(std::time::Duration::from_secs(60), async {
-        while told(&paths, Form::default()) != Some((16, 4)) {
+        while told(&paths, Form::default()) != Some((24, 16)) {
             tokio::task::yield_now().await;
         }
     });
@@ -136,7 +139,7 @@ async fn the_machines_stay_where_another_manager_comes() {
     });
     drop(changes);
     files.follow(receiver).await;
-    assert_eq!(told(&paths, Form::default()), Some((4, 4)));
+    assert_eq!(told(&paths, Form::default()), Some((16, 16)));
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn a_dead_managers_machines_are_taken_away_and_a_live_ones_are_not() {
     let files = files(&paths, &config);
     let socket = std::os::unix::net::UnixListener::bind(paths.control_socket()).unwrap();
     forget_dead(&paths).unwrap();
-    assert_eq!(told(&paths, Form::default()), Some((4, 4)));
+    assert_eq!(told(&paths, Form::default()), Some((16, 16)));
     // As kill -9 does it: the socket's file stays.
     drop(socket);
     forget_dead(&paths).unwrap();

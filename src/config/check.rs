@@ -164,6 +164,7 @@ pub(super) fn pool(
         pause: raw.pause.unwrap_or(true),
         network: raw.network.unwrap_or_default(),
         abilities: abilities(raw),
+        usual_build_machines: host.build_machines(),
         build_machines: checker.within(
             build_machines,
             "build-machines",

@@ -35,7 +35,7 @@ fn nothing_configured_suits_the_machine() {
     let riscv64 = &config.systems[&System::Riscv64Linux];
     assert_eq!(
         (riscv64.policy.max_vms.get(), riscv64.build_machines(2)),
-        (2, 4)
+        (2, 64)
     );
     let small = Host {
         cpus: 8,
@@ -43,6 +43,7 @@ fn nothing_configured_suits_the_machine() {
         ..HOST
     };
     assert_eq!(small.max_vms().get(), 1);
+    assert_eq!(small.build_machines(), 16);
     // A compiler on each processor needs memory.
     let four = NonZeroU32::new(4).unwrap();
     let vcpus = small.vcpus(VcpuCount::Auto, 2048);
@@ -72,7 +73,7 @@ fn a_systems_own_value_wins_over_the_one_for_all() {
         (riscv64.network, aarch64.network),
         (Network::None, Network::Nat)
     );
-    assert_eq!(riscv64.build_machines(5), 10);
+    assert_eq!(riscv64.build_machines(5), 64);
 }
 
 #[test]
@@ -242,16 +243,20 @@ fn only_a_configured_maximum_limits_up() {
 }
 
 #[test]
-fn build_machines_are_twice_what_can_run_within_limits() {
+fn build_machines_follow_the_memory_and_are_twice_what_can_run_at_the_least() {
     let machines = |text: &str| {
-        let config = parse(text).unwrap();
+        let small = Host {
+            memory_mib: 1024,
+            ..HOST
+        };
+        let config = Config::of_text(text, &small).unwrap();
         let riscv64 = &config.systems[&System::Riscv64Linux];
         let told = [1, 2, 12, 100].map(|max_vms| riscv64.build_machines(max_vms));
         (told, riscv64.slots())
     };
-    assert_eq!(machines(""), ([4, 4, 24, 64], 64));
+    assert_eq!(machines(""), ([16, 16, 24, 64], 64));
     let wide = "[pool]\nslots-per-vm = 3\nreuse = \"always\"\n";
-    assert_eq!(machines(wide), ([6, 12, 64, 64], 64));
+    assert_eq!(machines(wide), ([16, 16, 64, 64], 64));
     // Who has set a number means it.
     assert_eq!(machines("[pool]\nbuild-machines = 2\n"), ([2; 4], 2));
     assert_eq!(
