@@ -69,6 +69,7 @@ let
     extra-platforms = optional (types.listOf types.str) "What a machine can build for beside its own system.";
     experimental-features = optional (types.listOf types.str) "Experimental features of the Nix in a machine.";
     timeout = optional types.str "The longest that a build may take, such as `4h`.";
+    keep-failed = optional types.str "How long the machine of a failed build is kept, such as `10m`.";
     max-silent-time = optional types.str "The longest that a build may say nothing, such as `30m`.";
   };
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -65,13 +65,23 @@ impl SlotLinks {
             is_ours(&link) && fs::read_link(&link).is_ok_and(|present| present == *target)
         };
         let count = fs::read_dir(&self.dir).map_or(0, Iterator::count);
-        is_ours(&self.dir) && count == self.links.len() && self.links.iter().all(is_right)
+        let is_open = self
+            .dir
+            .metadata()
+            .is_ok_and(|metadata| metadata.mode() & 0o7777 == 0o755);
+        is_open
+            && is_ours(&self.dir)
+            && count == self.links.len()
+            && self.links.iter().all(is_right)
     }
 
     /// Makes those that are missing or lead elsewhere, and removes what else is in the directory. At no time is a link missing that
     /// was there and stays.
     pub fn write(&self) -> Result<()> {
         state::make_open_dir(&self.dir)?;
+        // Whoever may enter the folder that it is in: members of the `[local]` group start xpool by these links, too.
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("setting the mode of `{}`", self.dir.display()))?;
         for (name, target) in &self.links {
             let link = self.dir.join(name);
             if fs::read_link(&link).is_ok_and(|present| present == *target) {

@@ -41,7 +41,6 @@ pub fn prepare(paths: &Paths) -> Result<()> {
         paths.logs(),
         paths.vms(),
         paths.no_store(),
-        paths.slots(),
     ] {
         DirBuilder::new()
             .recursive(true)

@@ -24,6 +24,7 @@ mod simulate;
 mod ssh;
 mod start;
 mod status;
+mod trusted;
 mod up;
 mod watch;
 mod why;

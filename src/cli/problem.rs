@@ -1,6 +1,7 @@
 //! What a failed command says and which code it ends with.
 
 use super::connect::NoManager;
+use super::trusted::NotTrusted;
 use crate::activation::ActivationError;
 use crate::config::ConfigError;
 use crate::control::client::ControlError;
@@ -73,6 +74,10 @@ impl Problem {
             }
             if cause.is::<HostError>() {
                 problem.exit_code = UNAVAILABLE;
+            }
+            if cause.is::<NotTrusted>() {
+                let hint = "add your user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`";
+                problem.hints.push(hint.to_owned());
             }
             if cause.is::<OwnKey>() {
                 problem.exit_code = USAGE;

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::bound::BoundArgs;
 use super::builders::Builders;
-use super::{Context, image, parse_system};
+use super::{Context, Problem, image, parse_system, trusted};
 use crate::config::environment;
 use crate::nix::System;
 use crate::output::fold::{Fold, LogKind};
@@ -38,6 +38,11 @@ are there for this command only, and gone when it ends, however it ends; images 
 command does, with 128 and the signal's number if a signal ended it. Where this program is killed, the command gets SIGTERM.";
 
 pub(super) async fn run(context: &Context, args: &RunArgs) -> Result<u8> {
+    if let Err(error) = trusted::check(&context.config()?).await {
+        // The command may mean another store, or be another user's.
+        let problem = Problem::of(&error);
+        context.printer.warning(&problem.text, &problem.hints);
+    }
     let kind = LogKind::of(environment::says_true);
     let fold = |name, title| Fold::begin(kind, name, title);
     // From here on signals are for the command, or end the preparations.

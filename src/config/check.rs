@@ -132,6 +132,7 @@ impl<E: Fn(&Number, String) -> ConfigError> Checker<E> {
             memory_mib: u64::from(memory_mib),
             memory_estimate_mib: estimate.map_or(defaults.memory_estimate_mib, u64::from),
             memory_floor_mib: floor.map_or_else(|| host.memory_floor_mib(), u64::from),
+            keep_failed: raw.keep_failed.map(|time| time.0),
             build_limits: BuildLimits {
                 timeout: raw.timeout.map(|time| time.0),
                 max_silent_time: raw.max_silent_time.map(|time| time.0),

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
+use super::supervisor::VmCommand;
 use super::system::ManagedSystem;
 use super::{Manager, now};
 use crate::nix::System;
@@ -9,9 +12,9 @@ use crate::pool::Event;
 use crate::pool::budget::Machine;
 use crate::vm::VmBackend;
 
-/// How often the host's memory is looked at while there are VMs: an emulated guest takes up to half a GiB in that time. The kernel
-/// tells of pressure, and not of how much is left.
-const MEMORY_LOOK: Duration = Duration::from_millis(500);
+/// How often the host is looked at while there are VMs: an emulated guest takes up to half a GiB in that time. The kernel
+/// tells of pressure, and not of how much is left; nor of its sleep, to who has no right to keep it awake.
+const HOST_LOOK: Duration = Duration::from_millis(500);
 
 impl<B: VmBackend> Manager<B> {
     /// Does something to a system's pool, which first hears what the machine has for it now: any event may start a VM.
@@ -51,20 +54,34 @@ impl<B: VmBackend> Manager<B> {
         }
     }
 
-    /// Has the memory of the host looked at again soon, while there are VMs.
-    pub(super) fn watch_memory(&mut self, now: Instant) {
+    /// Has this machine looked at again soon, while there are VMs.
+    pub(super) fn watch_host(&mut self, now: Instant) {
         let has_vms = self.systems.values().any(|system| !system.vms.is_empty());
-        let look = self.memory_look.unwrap_or(now + MEMORY_LOOK);
-        self.memory_look = has_vms.then_some(look);
+        let look = self.host_look.unwrap_or(now + HOST_LOOK);
+        self.host_look = has_vms.then_some(look);
+    }
+
+    /// Looks at this machine when it is time to: whether it has slept, and whether it has memory left.
+    pub(super) fn look_at_host(&mut self, now: Instant) {
+        if self.host_look.is_none_or(|look| look > now) {
+            return;
+        }
+        self.host_look = None;
+        if self.sleep.has_been() {
+            info!("this machine has slept: the clocks of its guests are set");
+            for system in self.systems.values() {
+                system
+                    .vms
+                    .keys()
+                    .for_each(|vm| system.command(*vm, VmCommand::SetClock));
+            }
+        }
+        self.keep_memory_free(now);
     }
 
     /// Where the host has less than half of the floor left, nothing can be relied on any more, other programs included: the VM
     /// ends whose end loses least. One at a time, until there is memory again.
-    pub(super) fn keep_memory_free(&mut self, now: Instant) {
-        if self.memory_look.is_none_or(|look| look > now) {
-            return;
-        }
-        self.memory_look = None;
+    fn keep_memory_free(&mut self, now: Instant) {
         let floors = self
             .systems
             .values()

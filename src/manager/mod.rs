@@ -10,6 +10,7 @@ mod ended;
 pub mod events;
 pub mod forecast;
 mod handle;
+mod host_sleep;
 mod look_up;
 mod machine;
 pub mod memory;
@@ -41,6 +42,7 @@ use builds::{BuildIds, Builds};
 use events::Events;
 use handle::Command;
 pub use handle::{Downed, ManagerHandle, NoSuchVm};
+use host_sleep::HostSleep;
 use memory::{HostMemory, HostPressure};
 use status::Status;
 use supervisor::VmNews;
@@ -117,8 +119,9 @@ pub struct Manager<B: VmBackend> {
     memory: HostMemory,
     pressure: HostPressure,
     budget: MachineBudget,
-    /// When it is next looked at whether the host has memory left, while there are VMs.
-    memory_look: Option<Instant>,
+    sleep: HostSleep,
+    /// When this machine is looked at next, while there are VMs: its memory, and whether it has slept.
+    host_look: Option<Instant>,
 }
 
 impl<B: VmBackend> Manager<B> {
@@ -165,7 +168,8 @@ impl<B: VmBackend> Manager<B> {
                 folder: "/proc/pressure".into(),
             },
             budget: MachineBudget::default(),
-            memory_look: None,
+            sleep: HostSleep::of_machine(),
+            host_look: None,
         };
         (manager, handle)
     }
@@ -174,6 +178,13 @@ impl<B: VmBackend> Manager<B> {
     #[must_use]
     pub fn with_meminfo(mut self, meminfo: PathBuf) -> Self {
         self.memory = HostMemory::new(meminfo, "/nonexistent".into());
+        self
+    }
+
+    /// Hears from there how long this machine has slept, instead of from the kernel.
+    #[cfg(test)]
+    fn with_sleep(mut self, asleep: impl Fn() -> std::time::Duration + Send + 'static) -> Self {
+        self.sleep = HostSleep::by(asleep);
         self
     }
 
@@ -221,7 +232,7 @@ impl<B: VmBackend> Manager<B> {
                 .systems
                 .values()
                 .filter_map(ManagedSystem::deadline)
-                .chain(self.memory_look)
+                .chain(self.host_look)
                 .min();
             tokio::select! {
                 Some(session) = self.new_sessions.recv() => self.open(session),
@@ -301,7 +312,7 @@ impl<B: VmBackend> Manager<B> {
 
     fn deadline_reached(&mut self) {
         let now = now();
-        self.keep_memory_free(now);
+        self.look_at_host(now);
         let is_due = |system: &ManagedSystem<B>| system.deadline().is_some_and(|at| at <= now);
         let due: Vec<System> = self
             .systems
@@ -322,7 +333,7 @@ impl<B: VmBackend> Manager<B> {
 
     fn after_each_event(&mut self) {
         self.make_room();
-        self.watch_memory(now());
+        self.watch_host(now());
         for system in self.systems.values_mut() {
             system.tell_waiting(now());
         }

@@ -69,6 +69,20 @@ impl<V: RunningVm, N: Fn(VmNews)> RestingVm<V, N> {
         }
     }
 
+    /// Sets the guest's clock, unless it is paused: it is set when it goes on.
+    pub(super) async fn set_clock(&self) {
+        let state = self.state.lock().await;
+        if state.may_be_paused {
+            return;
+        }
+        if let Err(error) = self.vm.set_clock().await {
+            warn!(
+                error = format!("{error:#}"),
+                "the clock of a guest could not be set"
+            );
+        }
+    }
+
     /// Shuts the VM down. A paused guest cannot shut down, so it goes on first; one that does not is killed. One that is
     /// only thrown away ends as it is.
     pub(super) async fn power_down(&self) {

@@ -83,8 +83,10 @@ impl ManagedSession {
             }
             SessionReport::BuildEnded(ended) => {
                 let outputs = std::mem::take(&mut self.building);
-                let has_worked = ended.failure.is_none();
-                has_worked.then_some(Event::Built(id, outputs))
+                Some(match ended.failure {
+                    None => Event::Built(id, outputs),
+                    Some(_) => Event::Failed(id),
+                })
             }
             SessionReport::Fetched(path) => Some(Event::Fetched(id, path.clone())),
             // What is done from now on may be a build.

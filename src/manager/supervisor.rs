@@ -29,6 +29,8 @@ pub(super) enum VmCommand {
     Release(SessionId),
     /// Open a shell for a person.
     Shell(ShellOrder),
+    /// Set the guest's clock, which has stood still with the host's.
+    SetClock,
     /// Shut down.
     PowerDown,
     /// End at once.
@@ -135,7 +137,7 @@ async fn start<B: VmBackend>(
             command = commands.recv(), if !abort.is_cancelled() => match command {
                 Some(VmCommand::PowerDown | VmCommand::Kill) | None => abort.cancel(),
                 // The manager opens sessions and shells only in VMs that are ready.
-                Some(VmCommand::Open(..) | VmCommand::Release(_) | VmCommand::Shell(_)) => {}
+                Some(VmCommand::SetClock | VmCommand::Open(..) | VmCommand::Release(_) | VmCommand::Shell(_)) => {}
             },
         }
     }

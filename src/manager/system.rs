@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -11,6 +11,7 @@ use super::builds::Builds;
 use super::counters::Counters;
 use super::events::{Events, Happening};
 use super::forecast::SystemForecast;
+use super::report::SessionReport;
 use super::session::{ManagedSession, watch_session};
 use super::status::{BuildView, InputsView};
 use super::supervisor::{Secrets, VmCommand, VmNews};
@@ -34,6 +35,8 @@ pub(super) struct ManagedSystem<B> {
     limits: BuildLimits,
     /// Of each VM.
     memory_mib: u64,
+    /// How long the VM of a failed build is kept.
+    keep_failed: Option<Duration>,
     pub(super) factory: VmFactory<B>,
     pub(super) news: mpsc::UnboundedSender<News>,
     pub(super) builds: Builds,
@@ -76,7 +79,7 @@ impl<B: VmBackend> ManagedSystem<B> {
     ) -> Self {
         let slots_per_vm = policy.slots_per_vm.get() as usize;
         let (share, limits) = (policy.share, policy.build_limits);
-        let memory_mib = policy.memory_mib;
+        let (memory_mib, keep_failed) = (policy.memory_mib, policy.keep_failed);
         let (vms, sessions) = (BTreeMap::new(), BTreeMap::new());
         Self {
             system,
@@ -86,6 +89,7 @@ impl<B: VmBackend> ManagedSystem<B> {
             share,
             limits,
             memory_mib,
+            keep_failed,
             factory,
             news,
             events: builds.events().clone(),
@@ -262,7 +266,7 @@ impl<B: VmBackend> ManagedSystem<B> {
                     vm,
                     "the disk of the VM is nearly full: it takes no further build"
                 );
-                self.handle(now, Event::DrainVm(id));
+                self.handle(now, Event::Worn(id));
             }
             VmNews::OutOfMemory(process) => self.out_of_memory(id, &process),
             VmNews::SlotFree(session) => {
@@ -386,6 +390,12 @@ impl<B: VmBackend> ManagedSystem<B> {
             SessionNews::Report(report, _place) => {
                 debug!(session = id.0, ?report, "session");
                 self.builds.note(id, session, &vm_name, &report);
+                if let (SessionReport::BuildBegan(_), Some(time)) = (&report, self.keep_failed) {
+                    let time = humantime::format_duration(time);
+                    session.tell(SessionUpdate::Note(format!(
+                        "if this build fails, its VM is kept for {time}: `xpool ssh {vm_name}`; its directory is in /tmp or /nix/var/nix/builds"
+                    )));
+                }
                 let outputs = session.outputs_event(id, &report);
                 session.note(report);
                 if let Some(event) = outputs {

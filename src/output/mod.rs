@@ -91,6 +91,16 @@ impl Printer {
     /// Says what went wrong and what to do about it.
     pub fn error(self, text: &str, hints: &[String]) {
         say_after(&format!("{}: ", self.paint("31;1", "error")), text);
+        self.hints(hints);
+    }
+
+    /// Something that may be wrong, and what to do about it.
+    pub fn warning(self, text: &str, hints: &[String]) {
+        say_after(&format!("{}: ", self.paint("33;1", "warning")), text);
+        self.hints(hints);
+    }
+
+    fn hints(self, hints: &[String]) {
         if !hints.is_empty() {
             self.say("");
         }

@@ -9,6 +9,7 @@ impl Pool {
         match self.vms.get_mut(&id) {
             Some(VmState::Ready(vm)) => {
                 vm.is_draining = true;
+                vm.kept_until = None;
                 Vec::new()
             }
             Some(vm @ VmState::Booting { .. }) => {
@@ -16,6 +17,13 @@ impl Pool {
                 vec![Action::Kill(id)]
             }
             Some(VmState::Stopping) | None => Vec::new(),
+        }
+    }
+
+    /// It takes no further sessions, and is kept for what it is kept for.
+    pub(super) fn retire(&mut self, id: VmId) {
+        if let Some(vm) = self.vms.get_mut(&id).and_then(VmState::as_ready_mut) {
+            vm.is_draining = true;
         }
     }
 

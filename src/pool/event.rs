@@ -60,6 +60,8 @@ pub enum Event {
     SessionReturned(SessionId, Claim),
     /// A build of a session has worked, with these outputs, which are only in its VM yet. None: they are not known.
     Built(SessionId, Vec<StorePath>),
+    /// A build of a session has failed.
+    Failed(SessionId),
     /// A session's client has received this output in full.
     Fetched(SessionId, StorePath),
     /// Nobody will come by this seat any more: the process that had something built has ended.
@@ -74,6 +76,8 @@ pub enum Event {
     Down(Down),
     /// Somebody wants this VM to take no further sessions, and to end with those that it has.
     DrainVm(VmId),
+    /// Another build may not find enough room on this VM's disk: it takes no further sessions.
+    Worn(VmId),
     /// Sessions of another system wait for room on this machine: an idle VM, if there is one, is of less use.
     MakeRoom,
     /// The host runs out of memory: this VM, the first of [`super::Pool::first_for_memory`], ends at once.

@@ -13,7 +13,7 @@ pub enum Loss {
     Idle,
     /// It boots, and who waits for it goes on waiting.
     Booting,
-    /// A client has named it, and may have put something in.
+    /// A client has named it, and may have put something in; or it is kept for who wants to look at a failed build.
     Named,
     /// Builds, that have been at work since then: the shorter, the less is lost.
     Builds(Reverse<Instant>),
@@ -26,7 +26,10 @@ impl Pool {
             let loss = match vm {
                 VmState::Stopping => return None,
                 VmState::Booting { .. } => Loss::Booting,
-                VmState::Ready(vm) if !vm.is_idle() => Loss::Builds(Reverse(vm.used_since)),
+                VmState::Ready(vm) if vm.kept_until.is_some() && vm.sessions.is_empty() => {
+                    Loss::Named
+                }
+                VmState::Ready(vm) if !vm.is_idle() => Loss::Builds(Reverse(vm.at_work_since())),
                 VmState::Ready(vm) if vm.is_pinned => Loss::Named,
                 VmState::Ready(_) => Loss::Idle,
             };

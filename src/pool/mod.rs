@@ -12,6 +12,7 @@ mod event;
 mod forecast;
 pub mod hold;
 mod homes;
+mod keep;
 mod leases;
 mod line;
 pub mod memory;
@@ -156,6 +157,7 @@ impl Pool {
     /// Takes an event and says what to do. Events about sessions and VMs that are gone are nothing new.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         self.end_leases(|_, until| until <= now);
+        self.end_keeping(now);
         let mut actions = match event {
             Event::SessionOpened(session, claim) => self.session_opened(now, session, claim),
             Event::SessionLeft(session, outputs) => {
@@ -172,6 +174,10 @@ impl Pool {
             }
             Event::Built(session, paths) => {
                 self.built(session, paths);
+                Vec::new()
+            }
+            Event::Failed(session) => {
+                self.failed(now, session);
                 Vec::new()
             }
             Event::Fetched(session, path) => {
@@ -193,6 +199,10 @@ impl Pool {
             }
             Event::Down(how) => self.down(how),
             Event::DrainVm(vm) => self.drain(vm),
+            Event::Worn(vm) => {
+                self.retire(vm);
+                Vec::new()
+            }
             Event::MakeRoom => self.make_room_for_others(),
             Event::MemoryIsOut(vm) => self.end_for_memory(vm),
             Event::DeadlineReached => self.give_up_late_boots(now),
@@ -220,6 +230,7 @@ impl Pool {
             .chain(self.idle_deadline())
             .chain(self.wait_deadline())
             .chain(self.lease_deadline())
+            .chain(self.keep_deadline())
             .chain(self.held.and_then(|held| held.look_again))
             .min()
     }
@@ -286,6 +297,9 @@ impl Pool {
         self.mode = Mode::Draining;
         self.floor = 0;
         let mut actions = Vec::new();
+        for vm in self.vms.values_mut().filter_map(VmState::as_ready_mut) {
+            vm.kept_until = None;
+        }
         for (id, vm) in &mut self.vms {
             // Under `Drain`, a ready VM goes as soon as nobody uses it and nothing is to be fetched from it.
             if how == Down::Now || vm.is_booting() {

@@ -125,6 +125,8 @@ pub struct Policy {
     pub memory_estimate_mib: u64,
     /// What of the host's available memory no start may touch, in MiB.
     pub memory_floor_mib: u64,
+    /// How long the VM of a failed build is kept, for who wants to look at what is left in it; none where it is not.
+    pub keep_failed: Option<Duration>,
     /// How long its builds may take.
     pub build_limits: BuildLimits,
     /// How long a VM without a session is kept.
@@ -178,6 +180,7 @@ impl Default for Policy {
             // A copy shares its template's pages: 120 MiB when idle, and it grows with what is built.
             memory_estimate_mib: 512,
             memory_floor_mib: 1024,
+            keep_failed: None,
             build_limits: BuildLimits::default(),
             // Buildkite's, ARC's and cluster-autoscaler's figure: starting costs seconds, idling costs memory only.
             idle_timeout: Duration::from_secs(10 * 60),

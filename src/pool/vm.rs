@@ -54,6 +54,8 @@ pub(super) struct ReadyVm {
     pub(super) has_worked: bool,
     /// Whether it takes no further sessions.
     pub(super) is_draining: bool,
+    /// Until when it is kept for who wants to look at a build that has failed in it.
+    pub(super) kept_until: Option<Instant>,
 }
 
 /// A session on a VM.
@@ -66,6 +68,8 @@ pub(super) struct Visit {
     pub(super) leaves_nothing: bool,
     /// Since when it is there, its waiting included.
     pub(super) since: Instant,
+    /// Since when it has the VM.
+    pub(super) admitted: Instant,
     /// Whether it has built something.
     pub(super) has_built: bool,
     /// Whether its client has gone and nothing is kept for it: the slot is about to be free.
@@ -105,6 +109,7 @@ impl VmState {
             leases: BTreeMap::new(),
             has_worked: false,
             is_draining: false,
+            kept_until: None,
         })
     }
 
@@ -191,9 +196,15 @@ impl VmState {
 }
 
 impl ReadyVm {
-    /// Whether nobody uses it and nobody is expected to fetch from it.
+    /// Whether nobody uses it, nobody is expected to fetch from it, and it is kept for nobody.
     pub(super) fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.leases.is_empty()
+        self.sessions.is_empty() && self.leases.is_empty() && self.kept_until.is_none()
+    }
+
+    /// Since when it does what would be lost with it: the oldest of its sessions, or the last one that it had.
+    pub(super) fn at_work_since(&self) -> Instant {
+        let admitted = self.sessions.values().map(|visit| visit.admitted);
+        admitted.min().unwrap_or(self.used_since)
     }
 
     /// Whether it only waits for outputs to be fetched.
@@ -243,6 +254,7 @@ impl ReadyVm {
             unfetched: lease.map(|lease| lease.unfetched).unwrap_or_default(),
             leaves_nothing: matches!(claim.purpose, Purpose::Pinned(_)),
             since,
+            admitted: now,
             has_built: false,
             is_closing: false,
             claim,

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
+use tracing::warn;
 
 use crate::config::vm::Network;
 use crate::config::{Config, SystemConfig};
@@ -59,8 +60,9 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
             image: images.current(system).map_err(with_hint)?,
             slots: pool.policy.slots_per_vm.get(),
             network: pool.network,
-            given: given(&network, pool)?,
-            names: (pool.network == Network::Nat).then(|| network.names(shape.share)),
+            given: given(&network, pool),
+            names: (pool.network == Network::Nat)
+                .then(|| network.names(shape.share, pool.policy.share)),
             // Where there is no store yet there will be, and templates need not be made anew for that.
             store: match shape.share {
                 Share::Host => Some(seen_store.folder().unwrap_or_else(|| paths.no_store())),
@@ -83,17 +85,33 @@ pub(super) fn factory(config: &Config, paths: &Paths) -> VmFactory<Qemu> {
 }
 
 /// What a guest finds when it boots.
-fn given(network: &HostNetwork, pool: &SystemConfig) -> Result<Vec<GivenFile>> {
-    let mut given = vec![GivenFile::text("nix.conf", pool.abilities.guest_conf())];
+fn given(network: &HostNetwork, pool: &SystemConfig) -> Vec<GivenFile> {
+    let mut conf = pool.abilities.guest_conf();
+    if pool.policy.keep_failed.is_some() {
+        conf += "keep-failed = true\n";
+    }
+    let mut given = vec![GivenFile::text("nix.conf", conf)];
     if pool.network == Network::Nat {
-        given.push(GivenFile::text("environment", network.environment.clone()));
-        if let Some(file) = &network.ca_file {
-            given.push(GivenFile::file("ca-bundle.crt", file)?);
+        given.push(GivenFile::secret(
+            "environment",
+            network.environment.clone(),
+        ));
+        let bundle = network.ca_file.as_deref();
+        match bundle
+            .map(|file| GivenFile::file("ca-bundle.crt", file))
+            .transpose()
+        {
+            Ok(bundle) => given.extend(bundle),
+            // It was there when the manager started.
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "guests use the certificates of their image"
+            ),
         }
     }
     let is_empty = |file: &GivenFile| file.is_empty();
     given.retain(|file| !is_empty(file));
-    Ok(given)
+    given
 }
 
 /// An image that cannot be used, with what to do about it: for a session, which sees one text.

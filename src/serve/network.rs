@@ -19,8 +19,8 @@ const BUNDLES: [&str; 3] = [
     "/etc/pki/tls/certs/ca-bundle.crt",
 ];
 
-/// Where a guest has the certificates that it is given (`xpool-guest configure`).
-const GUEST_BUNDLE: &str = "/run/xpool/ca-bundle.crt";
+/// Where a guest has the certificates that it is given (`xpool-guest configure`), and a sandbox those that its Nix trusts.
+const GUEST_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// This machine, from inside QEMU's user network.
 const HOST_ADDRESS: &str = "10.0.2.2";
@@ -42,8 +42,8 @@ pub(super) struct HostNetwork {
     /// Lines of variables for the guest's nix-daemon.
     pub(super) environment: String,
     netrc: Option<PathBuf>,
-    /// For each kind of VM, whether all who may get one may know secrets.
-    are_known: [(Share, bool); 2],
+    /// What the keys may see of this machine's store, and whether they may know secrets.
+    keys: Vec<(Share, bool)>,
 }
 
 impl HostNetwork {
@@ -73,25 +73,29 @@ impl HostNetwork {
                 environment += &line(name, GUEST_BUNDLE);
             }
         }
-        let is_known = |share| {
-            let mut keys = config.keys.iter().filter(|key| key.share == share);
-            (share, keys.all(|key| key.secrets))
-        };
         Self {
             ca_file,
             environment,
             netrc: config.netrc_file.clone(),
-            are_known: [Share::Host, Share::None].map(is_known),
+            keys: config
+                .keys
+                .iter()
+                .map(|key| (key.share, key.secrets))
+                .collect(),
         }
     }
 
-    /// What VMs of a kind are told of names.
-    pub(super) fn names(&self, share: Share) -> HostNames {
+    /// What VMs of a kind are told of names, in a pool that shares so much.
+    pub(super) fn names(&self, share: Share, of_pool: Share) -> HostNames {
+        let mut keys = self
+            .keys
+            .iter()
+            .filter(|(of_key, _)| of_key.and(of_pool) == share);
         HostNames {
             hosts: "/etc/hosts".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             netrc: self.netrc.clone(),
-            are_known_to_all: self.are_known.contains(&(share, true)),
+            are_known_to_all: keys.all(|(_, secrets)| *secrets),
         }
     }
 }
@@ -229,8 +233,11 @@ mod tests {
         assert!(!given(KEY));
         assert!(given(&format!("{KEY}secrets = true\n")));
         let known = |config: &str| {
-            [Share::Host, Share::None]
-                .map(|share| network(config, &[]).names(share).are_known_to_all)
+            [Share::Host, Share::None].map(|share| {
+                network(config, &[])
+                    .names(share, Share::Host)
+                    .are_known_to_all
+            })
         };
         assert_eq!(known(""), [true, true]);
         assert_eq!(known(KEY), [true, false]);
@@ -252,7 +259,7 @@ mod tests {
         assert!(
             of_environment
                 .environment
-                .ends_with("\nSSL_CERT_FILE=/run/xpool/ca-bundle.crt\n")
+                .ends_with("\nSSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt\n")
         );
         let configured = network(
             &format!("[fetch]\nca-file = \"{named}\"\n"),

@@ -1,10 +1,12 @@
 //! The places where a manager is come to: made by it, or given to it by who started it.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
 
 use crate::activation::GivenSockets;
 use crate::config::Config;
@@ -45,7 +47,7 @@ impl Sockets {
                 .set_nonblocking(true)
                 .and_then(|()| TcpListener::from_std(given))
                 .context("using the socket given for the gateway")?,
-            None => bind(config.listen, "the gateway", "gateway").await?,
+            None => bind_gateway(config).await?,
         };
         let metrics = match config.metrics {
             Some(listen) => Some(bind(listen, "what serves metrics", "metrics").await?),
@@ -67,6 +69,22 @@ impl Sockets {
             gateway,
             metrics,
         })
+    }
+}
+
+/// Listens where the configuration says. Where it says nothing, the usual port may be that of another manager on this machine, or of
+/// nixpkgs' linux-builder, and any other one will do: clients on this machine are told which it is.
+async fn bind_gateway(config: &Config) -> Result<TcpListener> {
+    let bound = bind(config.listen, "the gateway", "gateway").await;
+    let is_in_use = |error: &CannotListen| error.source.kind() == ErrorKind::AddrInUse;
+    match bound {
+        Err(error) if !config.is_listen_set && error.downcast_ref().is_some_and(is_in_use) => {
+            let any = SocketAddr::new(config.listen.ip(), 0);
+            let gateway = bind(any, "the gateway", "gateway").await?;
+            warn!(usual = %config.listen, gateway = %gateway.local_addr()?, "the usual port of the gateway is in use, it has another one until it ends");
+            Ok(gateway)
+        }
+        bound => bound,
     }
 }
 

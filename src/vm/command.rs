@@ -44,7 +44,10 @@ pub(super) fn arguments(spec: &VmSpec, memory: Memory<'_>, layout: &Layout) -> V
         machine_args(spec, memory),
         memory_args(spec, memory),
         kernel_args(spec),
-        spec.given.iter().flat_map(given_args).collect(),
+        spec.given
+            .iter()
+            .flat_map(|given| given_args(given, layout))
+            .collect(),
         disk_args(layout),
         device_args(),
         network_args(spec.network),
@@ -157,10 +160,11 @@ fn kernel_args(spec: &VmSpec) -> Vec<OsString> {
 }
 
 /// Files that the guest finds by its firmware's interface (`xpool-guest configure`).
-fn given_args(given: &GivenFile) -> Vec<OsString> {
+fn given_args(given: &GivenFile, layout: &Layout) -> Vec<OsString> {
     let name = format!("name=opt/org.xpool/{},", given.name);
     let option = match &given.content {
         GivenContent::Text(text) => format!("{name}string={}", text.replace(',', ",,")).into(),
+        GivenContent::Secret(_) => with_path(&format!("{name}file="), &layout.given(given.name)),
         GivenContent::File { path, .. } => with_path(&format!("{name}file="), path),
     };
     vec!["-fw_cfg".into(), option]

@@ -40,6 +40,7 @@ pub use qmp::filtered;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -144,8 +145,8 @@ pub trait RunningVm: Send + Sync + 'static {
     fn open_hop(&self, slot: u32) -> impl Future<Output = anyhow::Result<Hop>> + Send;
 
     /// Tells the guest the names of this machine's network as they are now, where it was told others: with private ones and
-    /// passwords, or without.
-    fn tell_names(&self, with_secrets: bool) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// passwords if all who are in it may know them at that moment.
+    fn tell_names(&self, may_know: &AtomicBool) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Makes paths of the host's store valid in the guest; all or none. Only for a VM that has the store.
     fn register(
@@ -177,6 +178,9 @@ pub trait RunningVm: Send + Sync + 'static {
 
     /// Lets a paused guest go on, and sets its clock, which has stood still.
     fn resume(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Sets the clock of a guest that runs.
+    fn set_clock(&self) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// The process that runs the VM, on this machine; `None` once it has ended.
     fn pid(&self) -> Option<u32>;

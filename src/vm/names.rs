@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -77,9 +78,10 @@ impl ToldNames {
     }
 
     /// Tells them as they are now, if that is news. Starting a program in an emulated guest takes a tenth of a second.
-    pub(super) async fn tell(&self, agent: &Agent, with_secrets: bool) -> anyhow::Result<()> {
+    pub(super) async fn tell(&self, agent: &Agent, may_know: &AtomicBool) -> anyhow::Result<()> {
         let mut told = self.told.lock().await;
-        let now = self.names.told(with_secrets);
+        // Read when nobody else tells anything: somebody may have come meanwhile who may not know.
+        let now = self.names.told(may_know.load(Ordering::Acquire));
         if *told == now {
             return Ok(());
         }
@@ -182,11 +184,19 @@ fn hosts(text: &str) -> String {
 /// Names that each machine has for itself.
 fn is_local(name: &str) -> bool {
     let name = name.trim_end_matches('.');
-    let of_debian = ["ip6-localhost", "ip6-loopback", "ip6-localnet"];
+    let of_distributions = [
+        "ip6-localhost",
+        "ip6-loopback",
+        "ip6-localnet",
+        "localhost4",
+        "localhost4.localdomain4",
+        "localhost6",
+        "localhost6.localdomain6",
+    ];
     name == "localhost"
         || name.starts_with("localhost.")
         || name.ends_with(".localhost")
-        || of_debian.contains(&name)
+        || of_distributions.contains(&name)
 }
 
 /// The words of each line that has any, comments left out.

@@ -56,6 +56,11 @@ impl Layout {
         self.dir.join("store")
     }
 
+    /// A file for the guest.
+    pub(super) fn given(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// The port of a slot.
     pub(super) fn port(&self, slot: u32) -> PathBuf {
         self.dir.join(format!("port{slot}"))

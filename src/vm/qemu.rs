@@ -1,6 +1,7 @@
 //! The backend that runs VMs in QEMU on this machine, and the VM that it returns.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -161,9 +162,9 @@ impl RunningVm for QemuVm {
         }
     }
 
-    async fn tell_names(&self, with_secrets: bool) -> anyhow::Result<()> {
+    async fn tell_names(&self, may_know: &AtomicBool) -> anyhow::Result<()> {
         match &self.guest.names {
-            Some(names) => names.tell(&self.guest.agent, with_secrets).await,
+            Some(names) => names.tell(&self.guest.agent, may_know).await,
             None => Ok(()),
         }
     }
@@ -213,6 +214,10 @@ impl RunningVm for QemuVm {
 
     async fn resume(&self) -> anyhow::Result<()> {
         self.guest.qmp.execute(qapi::qmp::cont {}).await?;
+        clock::set(&self.guest.agent).await
+    }
+
+    async fn set_clock(&self) -> anyhow::Result<()> {
         clock::set(&self.guest.agent).await
     }
 

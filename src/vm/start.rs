@@ -122,6 +122,9 @@ async fn start(spec: &VmSpec, origin: Origin<'_>) -> anyhow::Result<Started> {
     let disk_gib = spec.profile.disk_gib;
     let overlay = layout.overlay().to_owned();
     let size = disk::create_overlay(&spec.qemu_img, &base, &overlay, disk_gib).await?;
+    for given in &spec.given {
+        given.write(&layout)?;
+    }
     let arguments = command::arguments(spec, memory, &layout);
     tracing::debug!(vm = %spec.name, qemu = %spec.qemu.display(), ?arguments, "starting QEMU");
     let mut process = Process::spawn(&spec.qemu, &arguments, dir.path(), &spec.console_log)?;

@@ -36,13 +36,15 @@ pub const SYSCTLS: [(&str, &str, By); 15] = [
 
 /// What `ulimit` says to a build. `LimitNOFILE` of NixOS's nix-daemon.service, the kernel's own for the others, and no core files
 /// unless a build asks for them, which is Nix's doing.
-pub const LIMITS: [(&str, &str); 6] = [
+pub const LIMITS: [(&str, &str); 8] = [
     ("-Sn", "1048576"),
     ("-Hn", "1048576"),
     ("-Sc", "0"),
     ("-Hc", "unlimited"),
     ("-Ss", "8192"),
     ("-Hs", "unlimited"),
+    ("-Sl", "8192"),
+    ("-Hl", "8192"),
 ];
 
 /// What `/bin/sh` in a sandbox must not have inside.

@@ -80,7 +80,11 @@ impl RunningVm for FakeVm {
         Ok(Hop::new(stream))
     }
 
-    async fn tell_names(&self, _: bool) -> Result<()> {
+    async fn tell_names(&self, _: &std::sync::atomic::AtomicBool) -> Result<()> {
+        Ok(())
+    }
+
+    async fn set_clock(&self) -> Result<()> {
         Ok(())
     }
 

@@ -129,3 +129,56 @@ fn ssh_knows_the_gateway_by_the_host_key_of_a_line_with_a_port() {
         "{said}"
     );
 }
+
+#[test]
+fn clients_of_the_old_protocol_are_told_to_speak_the_new_one() {
+    let test = "clients_of_the_old_protocol_are_told_to_speak_the_new_one";
+    if Command::new("nix-build").arg("--version").output().is_err() {
+        return skip(test, "there is no Nix");
+    }
+    let installation = Installation::new("");
+    let _serving = installation.serve();
+    let options = format!("-F {}", installation.state().join("ssh_config").display());
+    let dir = installation.path();
+    fs::write(
+        dir.join("nix.conf"),
+        "build-users-group =\nsubstitute = false\n",
+    )
+    .unwrap();
+    fs::write(dir.join("file"), "x\n").unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        let output = command
+            .args(args)
+            .env("HOME", dir)
+            .env("NIX_CONF_DIR", dir)
+            .env("NIX_SSHOPTS", &options)
+            .env(
+                "NIX_REMOTE",
+                format!("local?root={}", dir.join("client").display()),
+            )
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (
+            output.status,
+            String::from_utf8(output.stdout).unwrap(),
+            said,
+        )
+    };
+    let (status, path, said) = run("nix-store", &["--add", "./file"]);
+    assert!(status.success(), "{said}");
+    let host = "riscv64-00@xpool-riscv64";
+    let only = "this builder speaks ssh-ng only: write `ssh-ng://` instead of `ssh://` in its URI";
+    let (status, _, said) = run("nix-copy-closure", &["--to", host, path.trim()]);
+    assert!(!status.success() && said.contains(only), "{said}");
+    let expression = r#"derivation { name = "a"; system = "riscv64-linux"; builder = "/none"; }"#;
+    let builders = format!("ssh://{host} riscv64-linux - 1");
+    let (status, _, said) = run(
+        "nix-build",
+        &["--no-out-link", "--builders", &builders, "-E", expression],
+    );
+    assert!(!status.success() && said.contains(only), "{said}");
+}

@@ -161,3 +161,94 @@ fn a_build_is_told_the_same_of_inputs_that_are_shared_and_of_inputs_that_are_sen
     let addresses = paths.iter().filter_map(|path| path["ca"].as_str());
     assert_eq!(addresses.count(), 2, "{shared}");
 }
+
+/// A command of Nix's that fails: its exit code, and what it says.
+fn failed(nix: &Nix<'_>, expression: &str, args: &[&str]) -> (Option<i32>, String) {
+    let output = nix.build(expression).args(args).output().unwrap();
+    (output.status.code(), stderr(&output))
+}
+
+#[test]
+fn what_test_suites_look_for_in_a_sandbox_is_there() {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\nvcpus = 2\nreuse = \"always\"\n");
+    let nix = Nix::new(&installation);
+    // An address of IPv6's loopback; shared memory for everybody, of half of the memory; folders as Nix makes them; and as many jobs as
+    // there are processors, which is what 0 stands for.
+    let script = r"{
+        grep -c ' lo$' /proc/net/if_inet6
+        stat -c %a /dev/shm; echo x > /dev/shm/x
+        memory=$(awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo)
+        shared=$(df -Pk /dev/shm | awk 'NR == 2 { print int($2 / 1024) }')
+        [ $((shared * 2 - memory)) -ge -2 ] && [ $((shared * 2 - memory)) -le 2 ] && echo half
+        stat -c %a /build /tmp /nix/store | tr '\n' ' '; echo
+        echo $NIX_BUILD_CORES $(grep -c ^processor /proc/cpuinfo)
+    } > $out";
+    let seen = nix.results(&tooled(SYSTEM, "seen", "", script)).remove(0);
+    assert_eq!(seen, "1\n1777\nhalf\n700 1777 1775 \n0 2\n");
+    // What is too long for one word of a program's environment is so as it is natively, and has a way around.
+    let long = |length: u32| {
+        format!(
+            r#"long = builtins.concatStringsSep "" (builtins.genList (n: "xxxxxxxxxx") {length});"#
+        )
+    };
+    let script = "cat $longPath | wc -c > $out";
+    let by_file = format!("{} passAsFile = [ \"long\" ];", long(200_000));
+    assert_eq!(
+        nix.results(&tooled(SYSTEM, "file", &by_file, script)),
+        ["2000000\n"]
+    );
+    let (exit, said) = failed(
+        &nix,
+        &derivation(SYSTEM, "long", &long(14_000), "echo > $out"),
+        &[],
+    );
+    assert_ne!(exit, Some(0), "{said}");
+    assert!(said.contains("rgument list too long"), "{said}");
+    // Another hash than the one that was asked for: both are told. (The exit code is the client's; 2.8 has 1 for all builds elsewhere.)
+    let fixed = r#"outputHash = builtins.hashString "sha256" "one"; outputHashAlgo = "sha256"; outputHashMode = "flat";"#;
+    let (exit, said) = failed(
+        &nix,
+        &derivation(SYSTEM, "fixed", fixed, "echo two > $out"),
+        &[],
+    );
+    assert_ne!(exit, Some(0), "{said}");
+    assert!(
+        said.contains("specified:") && said.contains("got:"),
+        "{said}"
+    );
+    // A hook of the client's runs once for what was built elsewhere. (2.8 does not tell it the paths.)
+    let hook = installation.path().join("hook");
+    let ran = installation.path().join("ran");
+    fs::write(
+        &hook,
+        format!("#!/bin/sh\necho $OUT_PATHS >> {}\n", ran.display()),
+    )
+    .unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let hooked = derivation(SYSTEM, "hooked", "", "echo > $out");
+    let output = nix
+        .build(&hooked)
+        .args(["--option", "post-build-hook"])
+        .arg(&hook)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(&ran).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn the_vm_of_a_failed_build_can_be_looked_at() {
+    let (installation, _serving) = started("[pool]\nmax-vms = 1\nkeep-failed = \"10m\"\n");
+    let nix = Nix::new(&installation);
+    let script = "echo left > file; false";
+    let (exit, log) = failed(&nix, &derivation(SYSTEM, "fails", "", script), &[]);
+    assert_ne!(exit, Some(0));
+    let told = "if this build fails, its VM is kept for 10m: `xpool ssh riscv64-1`";
+    assert!(log.contains(told), "{log}");
+    let look = "cat /tmp/nix-build-fails.drv-*/build/file || cat /tmp/nix-build-fails.drv-*/file";
+    assert_eq!(installation.ok(&["ssh", "riscv64-1", "--", look]), "left\n");
+    installation.ok(&["drain", "riscv64-1"]);
+    installation.until("it is gone", || installation.qemus().is_empty());
+    let works = derivation(SYSTEM, "works", "", "echo well > $out");
+    assert_eq!(nix.results(&works), ["well\n"]);
+}

@@ -84,6 +84,12 @@ fn a_fetch_reaches_what_it_would_reach_on_this_machine() {
     built(&nix, &fetches("by-search", "h", PUBLIC), PUBLIC);
     let script = "grep -c MARKER /etc/ssl/certs/ca-certificates.crt > $out";
     built(&nix, &tooled(SYSTEM, "ca", &fixed("1\n"), script), "1\n");
+    let extra = format!(
+        r#"{} impureEnvVars = [ "NIX_SSL_CERT_FILE" ];"#,
+        fixed("1\n")
+    );
+    let script = "grep -c MARKER $NIX_SSL_CERT_FILE > $out";
+    built(&nix, &tooled(SYSTEM, "ca-named", &extra, script), "1\n");
     let extra = format!(r#"{} impureEnvVars = [ "http_proxy" ];"#, fixed(proxy));
     let script = "printf %s \"$http_proxy\" > $out";
     built(&nix, &derivation(SYSTEM, "proxy", &extra, script), proxy);

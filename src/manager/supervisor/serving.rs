@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -36,7 +37,7 @@ pub(super) struct Serving<V, N> {
     /// Hops that are opened before somebody asks for them. The VM runs meanwhile.
     aheads: JoinSet<()>,
     /// Whether all sessions so far may know secrets.
-    secrets: Secrets,
+    may_know: Arc<AtomicBool>,
     /// Whether it is paused while nobody is in it.
     pauses: bool,
     /// When it is paused, if nobody comes until then.
@@ -62,7 +63,7 @@ where
             shells: Shells::default(),
             errands: JoinSet::new(),
             aheads: JoinSet::new(),
-            secrets: Secrets(true),
+            may_know: Arc::new(AtomicBool::new(true)),
             pauses,
             rest_at: None,
             broken: None,
@@ -107,6 +108,9 @@ where
                 self.rest_at = None;
                 self.shells.open(self.resting.clone(), order);
             }
+            Some(VmCommand::SetClock) => {
+                self.errands.spawn(set_clock(self.resting.clone()));
+            }
             Some(VmCommand::PowerDown) => {
                 self.rest_at = None;
                 self.errands.spawn(power_down(self.resting.clone()));
@@ -118,14 +122,15 @@ where
     fn open_session(&mut self, session: SessionId, secrets: Secrets) {
         self.rest_at = None;
         // What was in it for one that may not know them is not for the next one either.
-        self.secrets.0 &= secrets.0;
+        self.may_know.fetch_and(secrets.0, Ordering::AcqRel);
         self.shells.session_begins();
         let (slot, release) = self.slots.take(session);
         self.sessions.spawn(serve_session(
             self.resting.clone(),
             self.sharing.clone(),
             slot,
-            (session, self.secrets),
+            session,
+            self.may_know.clone(),
             release,
             self.news.clone(),
         ));
@@ -236,12 +241,16 @@ async fn open_ahead<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>, slot:
     vm.leave().await;
 }
 
+async fn set_clock<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
+    vm.set_clock().await;
+}
+
 async fn power_down<V: RunningVm, N: Fn(VmNews)>(vm: Arc<RestingVm<V, N>>) {
     vm.power_down().await;
 }
 
-async fn enter<V: RunningVm>(vm: &V, slot: u32, secrets: Secrets) -> anyhow::Result<Hop> {
-    vm.tell_names(secrets.0).await?;
+async fn enter<V: RunningVm>(vm: &V, slot: u32, may_know: &AtomicBool) -> anyhow::Result<Hop> {
+    vm.tell_names(may_know).await?;
     vm.open_hop(slot).await
 }
 
@@ -249,12 +258,13 @@ async fn serve_session<V: RunningVm, N: Fn(VmNews)>(
     vm: Arc<RestingVm<V, N>>,
     sharing: Arc<Sharing>,
     slot: u32,
-    (session, secrets): (SessionId, Secrets),
+    session: SessionId,
+    may_know: Arc<AtomicBool>,
     mut release: oneshot::Receiver<()>,
     news: impl Fn(VmNews) + Send + Sync,
 ) -> (SessionId, Result<(), String>) {
     let hop = match vm.enter().await {
-        Ok(()) => enter(vm.vm(), slot, secrets).await,
+        Ok(()) => enter(vm.vm(), slot, &may_know).await,
         Err(error) => Err(error),
     };
     let (taker, mut inputs) = InputsTaker::channel();

@@ -1,5 +1,7 @@
 //! VMs that nobody uses are paused.
 
+use std::sync::atomic::AtomicU64;
+
 use super::*;
 use crate::manager::rest::REST_AFTER;
 
@@ -135,4 +137,20 @@ async fn a_vm_that_cannot_be_resumed_is_ended_and_its_session_gets_another_one()
         fixture.backend.calls(0),
         ["pause", "paused", "resume", "kill"]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_a_guest_at_work_is_set_when_the_host_has_slept() {
+    let seconds = Arc::new(AtomicU64::new(7));
+    let told = seconds.clone();
+    let fixture = Fixture::around([(SYSTEM, policy(Reuse::Never, 1))].into(), move |manager| {
+        manager.with_sleep(move || Duration::from_secs(told.load(Ordering::Relaxed)))
+    });
+    let mut ticket = fixture.open().await;
+    granted(&mut ticket).await;
+    let minute = Duration::from_secs(60);
+    assert!(tokio::time::timeout(minute, ticket.next()).await.is_err());
+    seconds.store(3600, Ordering::Relaxed);
+    assert!(tokio::time::timeout(minute, ticket.next()).await.is_err());
+    assert_eq!(fixture.backend.calls(0), ["open hop", "clock"]);
 }

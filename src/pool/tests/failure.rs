@@ -181,3 +181,68 @@ fn a_vm_that_dies_before_anybody_has_had_it_is_a_failed_start() {
         now = pool.deadline().unwrap();
     }
 }
+
+#[test]
+fn the_vm_of_a_failed_build_is_kept_as_long_as_is_configured() {
+    let policy = Policy {
+        keep_failed: Some(SECOND * 600),
+        ..policy(Reuse::Never, 1)
+    };
+    let (mut pool, now) = pool_with(policy);
+    assert_eq!(pool.handle(now, open(1)), [boot(1)]);
+    assert_eq!(pool.handle(now, Event::VmReady(VmId(1))), [assign(1, 1)]);
+    assert_eq!(pool.handle(now, Event::Failed(SessionId(1))), []);
+    assert_eq!(pool.handle(now + SECOND, close(1)), []);
+    // It counts, and nobody else gets it.
+    assert_eq!(pool.handle(now + SECOND, open(2)), []);
+    assert_eq!(pool.deadline(), Some(now + SECOND * 600));
+    let later = now + SECOND * 600;
+    assert_eq!(pool.handle(later, Event::DeadlineReached), [kill(1)]);
+}
+
+#[test]
+fn a_kept_vm_ends_when_it_is_drained_or_the_pool_taken_down() {
+    for end in [Event::DrainVm(VmId(1)), Event::Down(Down::Drain)] {
+        let policy = Policy {
+            keep_failed: Some(SECOND * 600),
+            ..policy(Reuse::Never, 1)
+        };
+        let (mut pool, now) = pool_with(policy);
+        pool.handle(now, open(1));
+        pool.handle(now, Event::VmReady(VmId(1)));
+        pool.handle(now, Event::Failed(SessionId(1)));
+        assert_eq!(pool.handle(now, close(1)), []);
+        assert_eq!(pool.handle(now, end), [kill(1)]);
+    }
+}
+
+#[test]
+fn a_build_that_fails_in_a_vm_that_is_to_end_keeps_nothing() {
+    for end in [Event::DrainVm(VmId(1)), Event::Down(Down::Drain)] {
+        let policy = Policy {
+            keep_failed: Some(SECOND * 600),
+            ..policy(Reuse::Never, 1)
+        };
+        let (mut pool, now) = pool_with(policy);
+        pool.handle(now, open(1));
+        pool.handle(now, Event::VmReady(VmId(1)));
+        assert_eq!(pool.handle(now, end), []);
+        pool.handle(now, Event::Failed(SessionId(1)));
+        assert_eq!(pool.handle(now, close(1)), [kill(1)]);
+    }
+}
+
+#[test]
+fn a_worn_vm_is_kept_for_its_failed_build_all_the_same() {
+    let policy = Policy {
+        keep_failed: Some(SECOND * 600),
+        ..policy(Reuse::Never, 1)
+    };
+    let (mut pool, now) = pool_with(policy);
+    pool.handle(now, open(1));
+    pool.handle(now, Event::VmReady(VmId(1)));
+    pool.handle(now, Event::Failed(SessionId(1)));
+    assert_eq!(pool.handle(now, Event::Worn(VmId(1))), []);
+    assert_eq!(pool.handle(now, close(1)), []);
+    assert_eq!(pool.deadline(), Some(now + SECOND * 600));
+}

@@ -167,8 +167,7 @@ fn a_copy_that_is_thawed_has_names_of_its_own_and_goes_on_as_a_session() {
         assert_eq!(ahead.said().code, Some(0));
         // What is sent waits, as nothing goes into a guest that is not thawed.
         assert!(!port.is_open());
-        let names =
-            "resolv nameserver 10.0.2.3\nhosts 192.0.2.7 git.corp\nnetrc machine git.corp\n";
+        let names = "resolv nameserver 10.0.2.3\nhosts 192.0.2.7 git.corp\nnetrc machine git.corp\nnetrc   password a\\\\b\\n\n";
         let input = format!("{RANDOMNESS}{names}");
         let running = guest.start_program("xpool-guest", &["thaw", "vm-9"], &input);
         common::until("the port is open", String::new, || port.is_open());
@@ -177,7 +176,10 @@ fn a_copy_that_is_thawed_has_names_of_its_own_and_goes_on_as_a_session() {
         let hosts = "127.0.0.1 localhost vm-9\n::1 localhost\n192.0.2.7 git.corp\n";
         assert_eq!(guest.read("/etc/hosts"), hosts);
         assert_eq!(guest.read("/etc/resolv.conf"), "nameserver 10.0.2.3\n");
-        assert_eq!(guest.read("/run/xpool/netrc"), "machine git.corp\n\n");
+        assert_eq!(
+            guest.read("/run/xpool/netrc"),
+            "machine git.corp\npassword a\\\\b\\n\n"
+        );
         machine_id(&guest);
         let console = guest.read("/dev/console");
         assert_eq!(console, "xpool: this copy of a saved guest is vm-9\n");

@@ -153,9 +153,14 @@ impl World {
             assert!(self.vms.values().all(|life| *life == Life::Stops));
             return;
         };
-        // 32. No build is lost while there is a VM without one.
-        let is_used = |vm: &VmId| self.running.values().any(|at| at == vm);
-        assert!(!is_used(&vm) || matches!(loss, Loss::Builds(_)), "{loss:?}");
+        // 32. No build is lost while there is a VM that boots or has never been used.
+        let is_spare = |(vm, life): (&VmId, &Life)| match life {
+            Life::Boots => true,
+            Life::Runs => !self.users.contains_key(vm) && !self.pinned.contains_key(vm),
+            Life::Stops => false,
+        };
+        let is_build = matches!(loss, Loss::Builds(_));
+        assert!(!is_build || !self.vms.iter().any(is_spare), "{loss:?}");
         self.is_urgent = true;
         self.send(Event::MemoryIsOut(vm));
         self.is_urgent = false;
