@@ -149,7 +149,16 @@ impl Client<'_> {
 
     /// The same for the VM of this name, by the same way.
     pub fn uri_of_vm(&self, vm: &str) -> String {
-        self.uri().replace(&self.slots[0], &format!("vm-{vm}"))
+        let installation = self.nix.installation;
+        match self.transport {
+            Transport::Ssh => self.uri().replace(&self.slots[0], &format!("vm-{vm}")),
+            // No link has the name of a VM.
+            Transport::Local => format!(
+                "ssh-ng://localhost?remote-program={}/xpool%20connect%20--state-dir%20{}%20vm-{vm}",
+                installation.path().display(),
+                installation.state().display()
+            ),
+        }
     }
 
     /// Sessions in its slots.
