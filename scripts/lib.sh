@@ -265,6 +265,8 @@ install_check_tools() {
         have busybox || install_packages busybox-static
         have socat || install_packages socat
         have systemd-analyze || install_packages systemd
+        # For a network that is a test's own.
+        have ip || install_packages iproute2
     fi
     need_commands "shellcheck shellcheck"
     install_rust_tools
