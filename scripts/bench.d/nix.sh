@@ -117,6 +117,28 @@ timed() {
     printf '  %-16s %s s\n' "$name" "$(seconds $((ended - started)))" >&2
 }
 
+# all_built NAME MACHINES SSH_CONFIG FILE COUNT LIMIT_S EXPRESSION: adds the microseconds that so many builds took together.
+all_built() {
+    local started ended
+    started=${EPOCHREALTIME/./}
+    NIX_SSHOPTS="-F $3" timeout --foreground "$6" nix-build --store "$work/store" --no-out-link -j0 \
+        --option substitute false --option build-users-group "" --builders "$2" -E "$7" \
+        >"$work/out" 2>"$work/log" || die "the builds of $1 failed" "$(<"$work/log")"
+    ended=${EPOCHREALTIME/./}
+    [ "$(wc -l <"$work/out")" = "$5" ] || die "$1 did not build $5 paths" "$(<"$work/out")"
+    printf '%s\n' $((ended - started)) >>"$4"
+    printf '  %-16s %s s\n' "$1" "$(seconds $((ended - started)))" >&2
+}
+
+# peer_with_jobs N: a VM with sshd for the peer, which is given so many builds at a time: the fourth field of its line.
+peer_with_jobs() {
+    max_vms=1
+    installation peer 'reuse = "always"' 'template = false' 'pause = false'
+    forward_sshd peer
+    peer_vm peer
+    peer_machine=$(awk -v jobs="$1" '{ $4 = jobs; print }' <<<"$peer_machine")
+}
+
 ours() { timed ours "$our_machines" "$work/ours/state/ssh_config" "$1"; }
 peer() { timed peer "$peer_machine" "$work/ssh_config" "$1"; }
 

@@ -10,20 +10,13 @@ readonly QUEUE_LIMIT_S=600
 
 # queued NAME MACHINES SSH_CONFIG FILE: adds the microseconds that builds took which were all asked for at once.
 queued() {
-    local name started ended expression
+    local name expression
     name=$1-$((n_builds += 1))
     expression="builtins.genList (n: derivation {
         name = \"$name-\${toString n}\"; system = \"$cpu-linux\"; builder = \"/bin/sh\"; PATH = \"\${$work/tools}/bin\";
         args = [ \"-c\" \"sleep 1; echo \${toString n} > \$out\" ];
     }) $QUEUE_BUILDS"
-    started=${EPOCHREALTIME/./}
-    NIX_SSHOPTS="-F $3" timeout --foreground "$QUEUE_LIMIT_S" nix-build --store "$work/store" --no-out-link -j0 \
-        --option substitute false --option build-users-group "" --builders "$2" -E "$expression" \
-        >"$work/out" 2>"$work/log" || die "the builds of $name failed" "$(<"$work/log")"
-    ended=${EPOCHREALTIME/./}
-    [ "$(wc -l <"$work/out")" = "$QUEUE_BUILDS" ] || die "$name did not build $QUEUE_BUILDS paths" "$(<"$work/out")"
-    printf '%s\n' $((ended - started)) >>"$4"
-    printf '  %-16s %s s\n' "$name" "$(seconds $((ended - started)))" >&2
+    all_built "$name" "$2" "$3" "$4" "$QUEUE_BUILDS" "$QUEUE_LIMIT_S" "$expression"
 }
 
 queue_from_nothing() {
@@ -38,12 +31,7 @@ bench_queue() {
     make_tools sleep
     max_vms=$QUEUE_VMS
     installation ours
-    max_vms=1
-    installation peer 'reuse = "always"' 'template = false' 'pause = false'
-    forward_sshd peer
-    peer_vm peer
-    # Its fourth field is how many builds it may be given.
-    peer_machine=$(awk -v jobs="$QUEUE_PEER_JOBS" '{ $4 = jobs; print }' <<<"$peer_machine")
+    peer_with_jobs "$QUEUE_PEER_JOBS"
     serve ours
     our_machines=$(in_installation ours xpool machines --transport "$transport" "$cpu")
     say "warming up"

@@ -12,9 +12,8 @@ readonly SMALL_LIMIT_S=600
 
 # all_small NAME MACHINES SSH_CONFIG FILE: adds the microseconds that builds took which need one another.
 all_small() {
-    local name started ended expression
+    local name expression
     name=$1-$((n_builds += 1))
-    started=${EPOCHREALTIME/./}
     expression="let
         build = n: derivation {
             name = \"$name-\${toString n}\"; system = \"$cpu-linux\"; builder = \"/bin/sh\";
@@ -23,13 +22,7 @@ all_small() {
         };
         all = builtins.genList build $SMALL_BUILDS;
     in all"
-    NIX_SSHOPTS="-F $3" timeout --foreground "$SMALL_LIMIT_S" nix-build --store "$work/store" --no-out-link -j0 \
-        --option substitute false --option build-users-group "" --builders "$2" -E "$expression" \
-        >"$work/out" 2>"$work/log" || die "the builds of $name failed" "$(<"$work/log")"
-    ended=${EPOCHREALTIME/./}
-    [ "$(wc -l <"$work/out")" = "$SMALL_BUILDS" ] || die "$name did not build $SMALL_BUILDS paths" "$(<"$work/out")"
-    printf '%s\n' $((ended - started)) >>"$4"
-    printf '  %-16s %s s\n' "$name" "$(seconds $((ended - started)))" >&2
+    all_built "$name" "$2" "$3" "$4" "$SMALL_BUILDS" "$SMALL_LIMIT_S" "$expression"
 }
 
 small_from_nothing() {
@@ -44,11 +37,7 @@ bench_small() {
     max_vms=$SMALL_VMS
     # Its VMs go at once, so that each round begins without any.
     installation ours "reuse = \"${reuse:-never}\"" 'idle-timeout = "1s"' 'scale-down-delay = "1s"' "${settings[@]}"
-    max_vms=1
-    installation peer 'reuse = "always"' 'template = false' 'pause = false'
-    forward_sshd peer
-    peer_vm peer
-    peer_machine=$(awk -v jobs="$SMALL_PEER_JOBS" '{ $4 = jobs; print }' <<<"$peer_machine")
+    peer_with_jobs "$SMALL_PEER_JOBS"
     serve ours
     our_machines=$(in_installation ours xpool machines --transport "$transport" "$cpu")
     fields="\"reuse\":\"${reuse:-never}\",\"slots\":$(wc -l <<<"$our_machines"),"

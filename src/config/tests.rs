@@ -3,9 +3,13 @@
 mod keys;
 mod vms;
 
+use std::num::NonZeroU32;
+
+use super::vm::VcpuCount;
 use super::*;
 use crate::pool::policy::BuildLimits;
 use crate::pool::policy::{Forecasting, Reuse};
+use crate::pool::shape::Vcpus;
 
 const HOST: Host = Host {
     cpus: 2,

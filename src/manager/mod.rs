@@ -19,6 +19,7 @@ mod rest;
 mod session;
 mod sharing;
 pub mod shell;
+mod short_of_memory;
 pub mod status;
 mod supervisor;
 mod system;

@@ -31,6 +31,8 @@ enum Step {
     Close(usize, Outputs),
     /// The n-th of the sessions that run has built something, which may be known.
     Built(usize, Option<StorePath>),
+    /// The n-th of the sessions that run has a build that has failed.
+    Failed(usize),
     /// The n-th of the sessions that run has fetched something.
     Fetched(usize, StorePath),
     /// No further session of a client comes by a slot.
@@ -65,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => open(purpose()),
         2 => open(pinned()),
         2 => (any::<usize>(), prop::option::of(path())).prop_map(|(n, path)| Step::Built(n, path)),
+        1 => any::<usize>().prop_map(Step::Failed),
         2 => (any::<usize>(), path()).prop_map(|(n, path)| Step::Fetched(n, path)),
         1 => (0u8..2, 0u8..4).prop_map(|(client, slot)| Step::SeatGone { client, slot }),
         5 => (any::<usize>(), outputs()).prop_map(|(n, outputs)| Step::Close(n, outputs)),
@@ -131,36 +134,53 @@ fn start() -> Instant {
 
 fn policy() -> impl Strategy<Value = Policy> {
     let reuse = prop_oneof![Just(Reuse::Never), Just(Reuse::Client), Just(Reuse::Always)];
+    let keep_failed = prop::option::weighted(0.3, (1u64..1000).prop_map(Duration::from_secs));
     let limits = (0u32..3, 1u32..5, 1u32..4, 1usize..20);
     let (kinds, warm) = ((reuse, share(), vcpus()), (0u32..3, 0u32..4, any::<bool>()));
-    (limits, kinds, warm, any::<bool>(), times(), priorities()).prop_map(
-        |((min_vms, max_vms, slots, max_queued), kinds, warm, is_configured, times, priorities)| {
-            let ((reuse, share, vcpus), (warm, warm_max, is_on)) = (kinds, warm);
-            let slots = if reuse == Reuse::Never { 1 } else { slots };
-            let up_limit = if is_configured { max_vms } else { 8 };
-            Policy {
-                min_vms: min_vms.min(max_vms),
-                max_vms: NonZeroU32::new(max_vms).unwrap(),
-                up_limit: NonZeroU32::new(up_limit).unwrap(),
-                slots_per_vm: NonZeroU32::new(slots).unwrap(),
-                reuse,
-                share,
-                vcpus,
-                warm: warm.min(max_vms),
-                warm_max: warm_max.max(warm).min(max_vms),
-                forecast: if is_on {
-                    Forecasting::On
-                } else {
-                    Forecasting::Observe
-                },
-                max_queued,
-                scale_down_delay: times.0,
-                wait_timeout: times.1,
-                priorities,
-                ..Policy::default()
-            }
-        },
+    (
+        limits,
+        kinds,
+        warm,
+        any::<bool>(),
+        (times(), keep_failed),
+        priorities(),
     )
+        .prop_map(
+            |(
+                (min_vms, max_vms, slots, max_queued),
+                kinds,
+                warm,
+                is_configured,
+                (times, keep_failed),
+                priorities,
+            )| {
+                let ((reuse, share, vcpus), (warm, warm_max, is_on)) = (kinds, warm);
+                let slots = if reuse == Reuse::Never { 1 } else { slots };
+                let up_limit = if is_configured { max_vms } else { 8 };
+                Policy {
+                    min_vms: min_vms.min(max_vms),
+                    max_vms: NonZeroU32::new(max_vms).unwrap(),
+                    up_limit: NonZeroU32::new(up_limit).unwrap(),
+                    slots_per_vm: NonZeroU32::new(slots).unwrap(),
+                    reuse,
+                    share,
+                    vcpus,
+                    warm: warm.min(max_vms),
+                    warm_max: warm_max.max(warm).min(max_vms),
+                    forecast: if is_on {
+                        Forecasting::On
+                    } else {
+                        Forecasting::Observe
+                    },
+                    max_queued,
+                    keep_failed,
+                    scale_down_delay: times.0,
+                    wait_timeout: times.1,
+                    priorities,
+                    ..Policy::default()
+                }
+            },
+        )
 }
 
 /// How long as many VMs stay as were wanted, and how long a session may wait.

@@ -5,6 +5,7 @@ mod drain;
 mod failure;
 mod fairness;
 mod forecast;
+mod keep;
 mod leases;
 mod machine;
 mod memory;

@@ -10,7 +10,7 @@ use tracing::warn;
 use crate::config::{Config, environment};
 use crate::nix::conf;
 use crate::pool::policy::Share;
-use crate::vm::HostNames;
+use crate::vm::{HOST_ADDRESS, HostNames};
 
 /// Where distributions have all certificates in one file: Debian and NixOS, openSUSE, Fedora.
 const BUNDLES: [&str; 3] = [
@@ -21,9 +21,6 @@ const BUNDLES: [&str; 3] = [
 
 /// Where a guest has the certificates that it is given (`xpool-guest configure`), and a sandbox those that its Nix trusts.
 const GUEST_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
-
-/// This machine, from inside QEMU's user network.
-const HOST_ADDRESS: &str = "10.0.2.2";
 
 /// Those of nixpkgs' `proxyImpureEnvVars`, each in capitals as well.
 const PROXIES: [&str; 5] = [

@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 pub use agent::GuestOutput;
 pub use given::GivenFile;
 pub use hop::{DetachedPort, Hop};
-pub use names::HostNames;
+pub use names::{HOST_ADDRESS, HostNames};
 pub use qemu::{Qemu, QemuVm};
 pub use shell::{SHELL_STREAMS, Shell, ShellProgram, ShellTerminal};
 

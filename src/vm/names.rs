@@ -20,7 +20,7 @@ use super::wait::within;
 mod tests;
 
 /// This machine, from inside QEMU's user network.
-const HOST_ADDRESS: &str = "10.0.2.2";
+pub const HOST_ADDRESS: &str = "10.0.2.2";
 
 /// QEMU's name servers: the first passes questions on to this machine's first IPv4 resolver, the second to its first IPv6 one,
 /// whichever that is at the moment.

@@ -54,13 +54,8 @@ impl Rig {
 
     /// With a further client's key.
     pub(crate) async fn with_key(key: PublicKey) -> Self {
-        let client = Client {
-            name: "bob".to_owned(),
-            key,
-            share: Share::None,
-            secrets: true,
-        };
-        Self::with_more(Limits::default(), Version::PROMISED, Some(client)).await
+        let bob = Some(client_of("bob", key, Share::None));
+        Self::with_more(Limits::default(), Version::PROMISED, bob).await
     }
 
     async fn with_more(limits: Limits, version: Version, further: Option<Client>) -> Self {
@@ -217,9 +212,13 @@ pub(crate) fn promise() -> Promise {
 
 /// A client that logs in with these keys' client key.
 pub(crate) fn client(name: &str, keys: &GatewayKeys, share: Share) -> Client {
+    client_of(name, keys.client().clone(), share)
+}
+
+fn client_of(name: &str, key: PublicKey, share: Share) -> Client {
     Client {
         name: name.to_owned(),
-        key: keys.client().clone(),
+        key,
         share,
         secrets: true,
     }

@@ -1,7 +1,6 @@
 //! What the commands print, to the letter, when something is wrong: what, to which thing, and what to do next.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +8,7 @@ use crate::common::{Installation, Said, skip};
 use insta::assert_snapshot;
 
 /// Exit code, stdout, stderr.
-fn all(said: &Said) -> String {
+pub(super) fn all(said: &Said) -> String {
     format!(
         "exit code: {}\n{}{}",
         said.code.unwrap_or(-1),
@@ -19,7 +18,7 @@ fn all(said: &Said) -> String {
 }
 
 /// An image whose files are whole but boot nothing.
-fn put_image(installation: &Installation, contract: u32) -> std::path::PathBuf {
+pub(super) fn put_image(installation: &Installation, contract: u32) -> std::path::PathBuf {
     let images = installation.cache().join("images");
     let dir = images.join("digest");
     fs::create_dir_all(&dir).unwrap();
@@ -390,52 +389,4 @@ fn a_shell_needs_a_vm_that_is_there() {
     exit code: 1
     error: no shell in riscv64-1: there is no such VM, and none is running
     ");
-}
-
-#[test]
-fn who_the_daemon_does_not_trust_is_told_so_before_anything_starts() {
-    let installation = Installation::new("");
-    let bin = installation.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    let nix = bin.join("nix");
-    fs::write(
-        &nix,
-        "#!/bin/sh\necho '{\"trusted\":0,\"url\":\"daemon\",\"version\":\"2.26.3\"}'\n",
-    )
-    .unwrap();
-    fs::set_permissions(&nix, fs::Permissions::from_mode(0o755)).unwrap();
-    let mut run = installation.command(&["run", "--system", "riscv64", "--", "true"]);
-    put_image(&installation, 6);
-    let said = run.env("PATH", &bin).output().unwrap();
-    // It goes on, and there is no QEMU.
-    assert_snapshot!(all(&installation.said(said)), @r"
-    exit code: 69
-    warning: the nix-daemon of this machine does not trust you, and would not use the builders of this command
-
-    hint: add your user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`
-    error: `qemu-system-riscv64` is not in PATH; install it with `apt-get install qemu-system-misc`
-    ");
-}
-
-#[test]
-fn a_second_manager_on_a_machine_has_a_port_of_its_own() {
-    let managers = [(); 2].map(|()| {
-        let installation = Installation::new("");
-        fs::write(installation.path().join("xpool.toml"), "").unwrap();
-        let serving = installation.serve();
-        (installation, serving)
-    });
-    let place = |installation: &Installation| {
-        let lines = installation.ok(&[
-            "machines",
-            "riscv64",
-            "--transport",
-            "ssh",
-            "--nix-version",
-            "2.31",
-        ]);
-        lines.split(' ').next().unwrap().to_owned()
-    };
-    let [first, second] = [0, 1].map(|n| place(&managers[n].0));
-    assert_ne!(first, second);
 }

@@ -1,4 +1,4 @@
-//! Who is heard at the control socket.
+//! Managers beside one another, and who is heard at the control socket.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -41,4 +41,27 @@ fn nobody_else_is_heard_at_the_control_socket() {
     assert_ne!(other.code, Some(0), "{}", other.stderr);
     assert_eq!(installation.run(&["status"]).code, Some(0));
     assert_eq!(as_user("0").code, Some(0));
+}
+
+#[test]
+fn a_second_manager_on_a_machine_has_a_port_of_its_own() {
+    let managers = [(); 2].map(|()| {
+        let installation = Installation::new("");
+        fs::write(installation.path().join("xpool.toml"), "").unwrap();
+        let serving = installation.serve();
+        (installation, serving)
+    });
+    let place = |installation: &Installation| {
+        let lines = installation.ok(&[
+            "machines",
+            "riscv64",
+            "--transport",
+            "ssh",
+            "--nix-version",
+            "2.31",
+        ]);
+        lines.split(' ').next().unwrap().to_owned()
+    };
+    let [first, second] = [0, 1].map(|n| place(&managers[n].0));
+    assert_ne!(first, second);
 }

@@ -21,5 +21,6 @@ mod layers;
 mod machines;
 mod metrics;
 mod nix;
+mod run;
 mod simulate;
 mod units;

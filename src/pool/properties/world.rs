@@ -58,6 +58,8 @@ pub(super) struct World {
     back: BTreeMap<(String, Share), u32>,
     /// What the machine has; its memory is what the host has available.
     machine: Machine,
+    /// VMs that are kept for a build that has failed, and until when. They take no further sessions, and nor do they afterwards.
+    kept: BTreeMap<VmId, Instant>,
     /// VMs that take no further sessions.
     drained: BTreeSet<VmId>,
     /// Whether another pool's sessions want an idle VM to go.
@@ -91,6 +93,7 @@ impl World {
             passed: BTreeMap::new(),
             back: BTreeMap::new(),
             machine: Machine::default(),
+            kept: BTreeMap::new(),
             drained: BTreeSet::new(),
             makes_room: false,
             sessions: 0,

@@ -80,6 +80,9 @@ impl World {
                 "{vm:?} is leased"
             );
             self.leases.retain(|_, (at, _)| at != vm);
+            // 33. So is one whose build has failed, for who wants to look at it.
+            let is_kept = self.kept.get(vm).is_some_and(|until| *until > now);
+            assert!(self.is_urgent || !is_kept, "{vm:?} is kept");
         }
     }
 

@@ -22,6 +22,7 @@ impl World {
                 share,
             }),
             Step::Built(n, path) => self.build(n, path),
+            Step::Failed(n) => self.fail(n),
             Step::Fetched(n, path) => self.fetch(n, path),
             Step::SeatGone { client, slot } => self.leave(seat(client, slot)),
             Step::Close(n, outputs) => self.close(n, outputs),
@@ -68,7 +69,8 @@ impl World {
         let is_taken = self.waiting.len() < self.pool.policy.max_queued && !self.shutting_down;
         let named = match claim.purpose {
             Purpose::Pinned(vm) => {
-                let is_served = is_taken && !self.drained.contains(&vm);
+                let is_served =
+                    is_taken && !self.drained.contains(&vm) && !self.kept.contains_key(&vm);
                 Some((vm, is_served && self.may_be_named(vm, &claim)))
             }
             _ => None,
@@ -128,6 +130,20 @@ impl World {
         }
     }
 
+    fn fail(&mut self, n: usize) {
+        let Some((session, vm)) = self.nth_running(n) else {
+            return;
+        };
+        let is_to_end = self.shutting_down || self.drained.contains(&vm);
+        if let Some(time) = self.pool.policy.keep_failed
+            && !is_to_end
+            && !self.pinned.contains_key(&vm)
+        {
+            self.kept.insert(vm, self.now + time);
+        }
+        self.send(Event::Failed(session));
+    }
+
     fn fetch(&mut self, n: usize, path: StorePath) {
         if let Some((session, _)) = self.nth_running(n) {
             self.send(Event::Fetched(session, path));
@@ -170,6 +186,7 @@ impl World {
     fn drain(&mut self, n: usize) {
         if let Some(vm) = nth(self.vms.iter(), n) {
             self.drained.insert(vm);
+            self.kept.entry(vm).and_modify(|until| *until = self.now);
             self.send(Event::DrainVm(vm));
         }
     }
@@ -188,6 +205,7 @@ impl World {
 
     fn down(&mut self, how: Down) {
         self.shutting_down = true;
+        self.kept.values_mut().for_each(|until| *until = self.now);
         self.is_urgent = how == Down::Now;
         self.send(Event::Down(how));
         self.is_urgent = false;

@@ -1,0 +1,33 @@
+//! What `xpool run` says before it starts anything.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::cli::{all, put_image};
+use crate::common::Installation;
+use insta::assert_snapshot;
+
+#[test]
+fn who_the_daemon_does_not_trust_is_told_so_before_anything_starts() {
+    let installation = Installation::new("");
+    let bin = installation.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let nix = bin.join("nix");
+    fs::write(
+        &nix,
+        "#!/bin/sh\necho '{\"trusted\":0,\"url\":\"daemon\",\"version\":\"2.26.3\"}'\n",
+    )
+    .unwrap();
+    fs::set_permissions(&nix, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut run = installation.command(&["run", "--system", "riscv64", "--", "true"]);
+    put_image(&installation, 6);
+    let said = run.env("PATH", &bin).output().unwrap();
+    // It goes on, and there is no QEMU.
+    assert_snapshot!(all(&installation.said(said)), @r"
+    exit code: 69
+    warning: the nix-daemon of this machine does not trust you, and would not use the builders of this command
+
+    hint: add your user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`
+    error: `qemu-system-riscv64` is not in PATH; install it with `apt-get install qemu-system-misc`
+    ");
+}
