@@ -1,6 +1,6 @@
 //! A VM that is taken out of service: it takes no further sessions, and ends with those that it has.
 
-use super::vm::VmState;
+use super::vm::{Service, VmState};
 use super::{Action, Pool, VmId};
 
 impl Pool {
@@ -8,7 +8,7 @@ impl Pool {
     pub(super) fn drain(&mut self, id: VmId) -> Vec<Action> {
         match self.vms.get_mut(&id) {
             Some(VmState::Ready(vm)) => {
-                vm.is_draining = true;
+                vm.service = Service::Drained;
                 vm.kept_until = None;
                 Vec::new()
             }
@@ -23,7 +23,7 @@ impl Pool {
     /// It takes no further sessions, and is kept for what it is kept for.
     pub(super) fn retire(&mut self, id: VmId) {
         if let Some(vm) = self.vms.get_mut(&id).and_then(VmState::as_ready_mut) {
-            vm.is_draining = true;
+            vm.retire();
         }
     }
 
@@ -31,7 +31,7 @@ impl Pool {
     pub(super) fn stop_drained(&mut self) -> Vec<Action> {
         let is_done = |vm: &VmState| {
             let ready = vm.as_ready();
-            ready.is_some_and(|vm| vm.is_draining && vm.is_idle())
+            ready.is_some_and(|vm| vm.is_draining() && vm.is_idle())
         };
         let done = self.vms_that(is_done);
         for id in &done {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::vm::VmState;
+use super::vm::{Service, VmState};
 use super::{Mode, Pool, SessionId};
 
 impl Pool {
@@ -17,12 +17,11 @@ impl Pool {
         let mut vms = self.vms.values_mut().filter_map(VmState::as_ready_mut);
         if let Some(vm) = vms.find(|vm| vm.sessions.contains_key(&session)) {
             // One that a client has named is that client's, and stays in any case; one that somebody drains is to end.
-            let is_to_end = vm.is_draining && vm.kept_until.is_none();
-            if vm.is_pinned || is_to_end {
+            if vm.is_pinned || vm.service == Service::Drained {
                 return;
             }
             vm.kept_until = Some(now + time);
-            vm.is_draining = true;
+            vm.retire();
         }
     }
 

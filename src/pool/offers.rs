@@ -76,5 +76,5 @@ fn taker(vm: &ReadyVm, policy: &Policy) -> Option<Taker> {
         (Reuse::Client, Some(only), None) => Some(only.clone()),
         (Reuse::Client | Reuse::Never, ..) => return None,
     };
-    (!vm.is_pinned && !vm.is_draining).then_some((vm.share, owner))
+    (!vm.is_pinned && !vm.is_draining()).then_some((vm.share, owner))
 }

@@ -51,7 +51,7 @@ pub(super) type Closing<'a> = BTreeMap<(Share, &'a str), usize>;
 /// The slots whose sessions' clients have gone, on VMs that are used again.
 pub(super) fn closing<'a>(vms: &'a Vms, policy: &Policy) -> Closing<'a> {
     let mut closing = Closing::new();
-    for (_, vm) in ready(vms).filter(|(_, vm)| !vm.is_pinned && !vm.is_draining) {
+    for (_, vm) in ready(vms).filter(|(_, vm)| !vm.is_pinned && !vm.is_draining()) {
         let slots = vm.sessions.values().filter(|visit| visit.is_closing);
         let client = match policy.reuse {
             Reuse::Never => continue,
@@ -111,7 +111,7 @@ pub(super) fn supply(vms: &Vms, share: Share, policy: &Policy) -> usize {
 /// sees; one that nobody uses only if it is of the kind that is kept; one that a client has named is none.
 pub(super) fn serving(vms: &Vms, share: Share) -> usize {
     let counts =
-        |vm: &ReadyVm| !vm.is_pinned && !vm.is_draining && (vm.share == share || !vm.is_idle());
+        |vm: &ReadyVm| !vm.is_pinned && !vm.is_draining() && (vm.share == share || !vm.is_idle());
     ready(vms).filter(|(_, vm)| counts(vm)).count()
 }
 

@@ -167,7 +167,7 @@ impl Pool {
     fn vm_status(&self, id: VmId, vm: &VmState, now: Instant) -> VmStatus {
         let state = match (vm, self.mode) {
             (VmState::Booting { .. }, _) => VmStage::Booting,
-            (VmState::Ready(vm), _) if vm.is_draining => VmStage::Draining,
+            (VmState::Ready(vm), _) if vm.is_draining() => VmStage::Draining,
             (VmState::Ready(vm), _) if vm.is_leased() => VmStage::Leased,
             (VmState::Ready(vm), Mode::Open) if vm.is_pinned => VmStage::Pinned,
             (VmState::Ready(_), Mode::Open) => VmStage::Ready,

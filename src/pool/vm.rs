@@ -52,10 +52,20 @@ pub(super) struct ReadyVm {
     pub(super) leases: BTreeMap<Seat, Lease>,
     /// Whether it was of use to anybody.
     pub(super) has_worked: bool,
-    /// Whether it takes no further sessions.
-    pub(super) is_draining: bool,
+    /// Whether it takes further sessions.
+    pub(super) service: Service,
     /// Until when it is kept for who wants to look at a build that has failed in it.
     pub(super) kept_until: Option<Instant>,
+}
+
+/// Whether a VM takes further sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Open,
+    /// None; and it stays as long as it is kept for something.
+    Retired,
+    /// None; and it is not kept for who wants to look at a failed build, since somebody has asked for its end.
+    Drained,
 }
 
 /// A session on a VM.
@@ -108,7 +118,7 @@ impl VmState {
             clients: pinned_by.into_iter().collect(),
             leases: BTreeMap::new(),
             has_worked: false,
-            is_draining: false,
+            service: Service::Open,
             kept_until: None,
         })
     }
@@ -118,7 +128,7 @@ impl VmState {
         let client = &claim.seat.client;
         let (share, is_others) = match self {
             Self::Stopping => return Err(Unreachable::Gone),
-            Self::Ready(vm) if vm.is_draining => return Err(Unreachable::Gone),
+            Self::Ready(vm) if vm.is_draining() => return Err(Unreachable::Gone),
             Self::Booting {
                 share, pinned_by, ..
             } => (*share, pinned_by.as_ref().is_some_and(|by| by != client)),
@@ -196,6 +206,18 @@ impl VmState {
 }
 
 impl ReadyVm {
+    /// Whether it takes no further sessions.
+    pub(super) fn is_draining(&self) -> bool {
+        self.service != Service::Open
+    }
+
+    /// Takes it out of service, unless it is.
+    pub(super) fn retire(&mut self) {
+        if self.service == Service::Open {
+            self.service = Service::Retired;
+        }
+    }
+
     /// Whether nobody uses it, nobody is expected to fetch from it, and it is kept for nobody.
     pub(super) fn is_idle(&self) -> bool {
         self.sessions.is_empty() && self.leases.is_empty() && self.kept_until.is_none()
@@ -215,7 +237,7 @@ impl ReadyVm {
     /// Whether it could serve any newcomer.
     pub(super) fn is_spare(&self, policy: &Policy) -> bool {
         let is_clean = self.clients.is_empty() || policy.reuse == Reuse::Always;
-        self.is_idle() && is_clean && !self.is_pinned && !self.is_draining
+        self.is_idle() && is_clean && !self.is_pinned && !self.is_draining()
     }
 
     /// Whether it has done all that it may do.

@@ -50,3 +50,23 @@ fn a_vm_with_a_full_disk_is_kept_all_the_same() {
     assert_eq!(pool.handle(now, close(1)), []);
     assert_eq!(pool.deadline(), Some(now + KEPT));
 }
+
+#[test]
+fn a_session_whose_build_fails_later_has_its_vm_kept_anew() {
+    let (mut pool, now) = pool_at_work();
+    pool.handle(now, FAILED);
+    let later = now + KEPT + SECOND;
+    assert_eq!(pool.handle(later, Event::DeadlineReached), []);
+    pool.handle(later, FAILED);
+    assert_eq!(pool.handle(later, close(1)), []);
+    assert_eq!(pool.deadline(), Some(later + KEPT));
+}
+
+#[test]
+fn a_build_that_fails_for_a_full_disk_has_its_vm_kept() {
+    let (mut pool, now) = pool_at_work();
+    assert_eq!(pool.handle(now, Event::Worn(VmId(1))), []);
+    pool.handle(now, FAILED);
+    assert_eq!(pool.handle(now, close(1)), []);
+    assert_eq!(pool.deadline(), Some(now + KEPT));
+}

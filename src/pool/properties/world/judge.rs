@@ -18,17 +18,19 @@ impl World {
             _ => None,
         });
         let stops = actions.iter().filter_map(|action| match action {
-            Action::PowerDown(vm)
-                if !self.pinned.contains_key(vm) && !self.drained.contains(vm) =>
-            {
-                Some(self.shares[vm])
-            }
+            Action::PowerDown(vm) if !self.is_apart(*vm) => Some(self.shares[vm]),
             _ => None,
         });
         let (boots, stops): (BTreeSet<Share>, BTreeSet<Share>) = (boots.collect(), stops.collect());
-        // 8. One step never both starts and stops VMs of a kind, but for VMs that only their client may use.
+        // 8. One step never both starts and stops VMs of a kind, but for VMs that only their client may use, or that take no
+        //    further sessions.
         let is_exempt = self.pool.policy.reuse == Reuse::Client;
         assert!(is_exempt || boots.is_disjoint(&stops), "{actions:?}");
+    }
+
+    /// Whether no newcomer could have used a VM.
+    fn is_apart(&self, vm: VmId) -> bool {
+        self.pinned.contains_key(&vm) || self.drained.contains(&vm) || self.kept.contains_key(&vm)
     }
 
     pub(super) fn perform(&mut self, action: &Action) {
@@ -137,10 +139,7 @@ impl World {
         assert_eq!(self.vms.get(&vm), Some(&Life::Runs), "{vm:?} is not ready");
         // 26. What is taken out of service takes nobody but who comes back for outputs, or had named it before.
         let is_expected = self.claims[&session].purpose != Purpose::Build;
-        assert!(
-            !self.drained.contains(&vm) || is_expected,
-            "{session:?} on {vm:?}"
-        );
+        assert!(!self.is_apart(vm) || is_expected, "{session:?} on {vm:?}");
         let claim = self.claims[&session].clone();
         // 18. No session ever gets a VM of the other kind.
         assert_eq!(self.shares[&vm], claim.share, "{session:?} on {vm:?}");
@@ -247,8 +246,7 @@ impl World {
         let users = self.users.get(&vm).into_iter().flatten();
         let is_alike = self.shares[&vm] == claim.share;
         is_alike
-            && !self.drained.contains(&vm)
-            && !self.pinned.contains_key(&vm)
+            && !self.is_apart(vm)
             && match self.pool.policy.reuse {
                 Reuse::Always => true,
                 Reuse::Client => users
