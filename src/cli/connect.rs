@@ -60,6 +60,11 @@ pub(super) async fn run(context: &Context, args: &ConnectArgs) -> Result<()> {
             }
             .into());
         }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => bail!(
+            "the manager's socket `{}`: permission denied; `[local] group` lets users in, and where something keeps root out of a folder \
+             (NFS, SELinux), `xpool machines --transport ssh` lists builders that need none of it",
+            socket.display()
+        ),
         Err(source) => return Err(ControlError::Socket { socket, source }.into()),
     };
     // Who it is, the manager sees for itself.

@@ -43,6 +43,32 @@ fn nobody_else_is_heard_at_the_control_socket() {
     assert_eq!(as_user("0").code, Some(0));
 }
 
+/// As for root where a home folder is on NFS with `root_squash`, or `SELinux` is in the way.
+#[test]
+fn who_cannot_come_to_the_manager_is_told_of_the_other_transport() {
+    if !rustix::process::geteuid().is_root() {
+        return crate::common::skip(
+            "who_cannot_come_to_the_manager",
+            "only root can be another user",
+        );
+    }
+    let installation = Installation::new("");
+    let _serving = installation.serve();
+    let open = tempfile::tempdir_in("/tmp").unwrap();
+    let program = open.path().join("xpool");
+    fs::copy(env!("CARGO_BIN_EXE_xpool"), &program).unwrap();
+    for path in [open.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--clear-groups"])
+        .arg(&program);
+    command.arg("--state-dir").arg(installation.state());
+    let output = command.args(["connect", "riscv64-00"]).output().unwrap();
+    insta::assert_snapshot!(installation.said(output).stderr, @"error: the manager's socket `[DIR]/state/connect.sock`: permission denied; `[local] group` lets users in, and where something keeps root out of a folder (NFS, SELinux), `xpool machines --transport ssh` lists builders that need none of it");
+}
+
 #[test]
 fn a_second_manager_on_a_machine_has_a_port_of_its_own() {
     let managers = [(); 2].map(|()| {

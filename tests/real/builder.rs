@@ -130,8 +130,8 @@ fn a_build_that_uses_up_the_memory_ends_alone_and_is_told_why() {
     assert!(listed.contains("riscv64-1 "), "{listed}");
 }
 
-/// What a build is told of a text in the store and of a derivation that refers to it.
-fn told_of_inputs(share: &str) -> Value {
+/// What a build is told of a text in the store and of a derivation that refers to it: as JSON, and in the files that it had before.
+fn told_of_inputs(share: &str) -> (Value, String) {
     let config = format!(
         "[pool]\nmax-vms = 1\nstore.share = \"{share}\"\n[store]\nroot = \"[DIR]/client\"\n"
     );
@@ -149,13 +149,31 @@ fn told_of_inputs(share: &str) -> Value {
     );
     let told = nix.results(&expression).remove(0);
     let told: Value = serde_json::from_str(&told).unwrap();
-    told["graph"].clone()
+    let text = r#"builtins.toFile "text" "x""#;
+    let made = format!("text = {text};");
+    let made = derivation(SYSTEM, "made", &made, "echo $text > $out");
+    let graphs = format!(r#"exportReferencesGraph = [ "text" ({text}) "made" ({made}) ];"#);
+    let script = "cat text made > $out";
+    let plain = nix.results(&tooled(SYSTEM, "plain", &graphs, script));
+    (told["graph"].clone(), plain.concat())
 }
 
 #[test]
 fn a_build_is_told_the_same_of_inputs_that_are_shared_and_of_inputs_that_are_sent() {
-    let shared = told_of_inputs("host");
-    assert_eq!(shared, told_of_inputs("none"));
+    let told = told_of_inputs("host");
+    assert_eq!(told, told_of_inputs("none"));
+    let (shared, files) = told;
+    // A path, its deriver, which is not told, and how many paths it refers to; then those.
+    let lines: Vec<&str> = files.lines().collect();
+    let [text, "", "0", made @ ..] = &lines[..] else {
+        panic!("{files}");
+    };
+    assert_eq!(made.len(), 7, "{files}");
+    assert_eq!(
+        made.iter().filter(|line| *line == text).count(),
+        2,
+        "{files}"
+    );
     let paths = shared.as_array().unwrap();
     assert_eq!(paths.len(), 3, "{shared}");
     let addresses = paths.iter().filter_map(|path| path["ca"].as_str());

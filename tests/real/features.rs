@@ -15,6 +15,7 @@ const AARCH64: &str = "aarch64-linux";
 const CONFIG: &str = r#"[pool]
 max-vms = 1
 reuse = "always"
+lease = "1s"
 [systems.riscv64-linux]
 features = ["gccarch-rv64gc", "uid-range"]
 experimental-features = ["ca-derivations", "impure-derivations"]
@@ -34,7 +35,8 @@ fn wants(feature: &str) -> String {
     format!(r#"requiredSystemFeatures = [ "{feature}" ];"#)
 }
 
-/// A derivation that is made of its content, and one that has it as input.
+/// A derivation that is made of its content, one that has it as input, and on a machine that knows of neither one that has both. Then
+/// another machine is told of one by a person.
 fn made_of_content(nix: &Nix<'_>, client: &str) {
     let by_content =
         r#"__contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";"#;
@@ -50,6 +52,45 @@ fn made_of_content(nix: &Nix<'_>, client: &str) {
     let path = String::from_utf8(output.stdout).unwrap();
     let made = fs::read_to_string(format!("{}{}", nix.store.display(), path.trim())).unwrap();
     assert_eq!(made, format!("by content, for {client}, and of it\n"));
+    drain(nix.installation);
+    let both = format!("{by_content} first = {first}; second = {second};");
+    let script = "while read -r text; do echo \"$text\"; done < $first > $out; while read -r text; do echo \"$text\"; done < $second >> $out";
+    let both = derivation(RISCV64, "of-both", &both, script);
+    let output = with_experiments(nix.build(&both));
+    assert!(output.status.success(), "{}", stderr(&output));
+    copied_with_what_was_built(nix, &both);
+    // It is its client's now, and there is room for one.
+    drain(nix.installation);
+}
+
+/// Ends the machine that there is.
+fn drain(installation: &Installation) {
+    let vms = installation.list(RISCV64, "vms");
+    let name = vms[0]["name"].as_str().unwrap().to_owned();
+    installation.ok(&["drain", &name]);
+    installation.until("it has ended", || {
+        let vms = installation.list(RISCV64, "vms");
+        vms.iter().all(|vm| vm["name"] != *name)
+    });
+}
+
+/// Has a machine told what was built for a derivation, by `nix copy`, and asks it.
+fn copied_with_what_was_built(nix: &Nix<'_>, expression: &str) {
+    let vms = nix.installation.list(RISCV64, "vms");
+    let name = vms[0]["name"].as_str().unwrap();
+    let vm = format!("ssh-ng://vm-{name}@xpool-riscv64");
+    let own = nix.store.to_str().unwrap();
+    let of_store = |command: &[&str], store: &str| {
+        let mut nix = nix.program("nix");
+        nix.args(command)
+            .args(["--store", store, "--impure", "--expr", expression]);
+        let output = with_experiments(nix);
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    of_store(&["copy", "--to", &vm], own);
+    let info = ["realisation", "info"];
+    assert_eq!(of_store(&info, &vm), of_store(&info, own));
 }
 
 /// One that may be another each time. Nix's own build hook brings its output and then does not find it, whatever the builder is: so do

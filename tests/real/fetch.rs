@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::common::corp::{Corp, PORT, PRIVATE, PUBLIC};
 use crate::common::inputs::Elsewhere;
-use crate::common::nix::{Nix, Transport, Version, derivation, stderr, tooled};
+use crate::common::nix::{Nix, Transport, Version, derivation, started, stderr, tooled};
 use crate::common::{Installation, skip};
 
 const SYSTEM: &str = "riscv64-linux";
@@ -37,8 +37,12 @@ fn fetches(name: &str, host: &str, expected: &str) -> String {
 }
 
 fn private(name: &str) -> String {
+    private_for(SYSTEM, name)
+}
+
+fn private_for(system: &str, name: &str) -> String {
     format!(
-        r#"derivation {{ name = "{name}"; system = "{SYSTEM}"; builder = "builtin:fetchurl"; url = "http://only-hosts.test:{PORT}/private";
+        r#"derivation {{ name = "{name}"; system = "{system}"; builder = "builtin:fetchurl"; url = "http://only-hosts.test:{PORT}/private";
             urls = [ ]; preferLocalBuild = false; unpack = false; executable = false; {} }}"#,
         fixed(PRIVATE)
     )
@@ -96,6 +100,10 @@ fn a_fetch_reaches_what_it_would_reach_on_this_machine() {
     built(&nix, &private("private"), PRIVATE);
     assert!(corp.was_proxied("http://only-hosts.test:8080/private"));
 
+    // One for any system, which newer Nix gives to a builder where nothing may be built here.
+    let newer = Nix::by(Transport::Local, Version::Newer, &installation);
+    built(&newer, &private_for("builtin", "any"), PRIVATE);
+
     // The VM is warm, and what this machine knows changes.
     let hosts = "127.0.0.1 localhost\n192.0.2.7 only-hosts.test new.test\n";
     file("hosts", hosts);
@@ -122,4 +130,25 @@ fn a_fetch_reaches_what_it_would_reach_on_this_machine() {
     assert!(is_built, "{log}");
     let (is_built, log) = over_ssh(&client, &private("known-private"));
     assert!(is_built, "{log}");
+}
+
+#[test]
+fn without_a_network_a_fetch_fails_at_once_and_other_builtin_builders_work() {
+    let (installation, _serving) =
+        started("[pool]\nmax-vms = 1\nreuse = \"always\"\nnetwork = \"none\"\n");
+    let nix = Nix::newer(&installation);
+    let input = derivation(SYSTEM, "input", "", "echo > $out");
+    let env = format!(
+        r#"derivation {{ name = "env"; system = "{SYSTEM}"; builder = "builtin:buildenv"; derivations = [ ]; manifest = {input}; }}"#
+    );
+    let output = nix.build(&env).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for system in [SYSTEM, "builtin"] {
+        let fetch = private_for(system, "fetch").replace("only-hosts.test", "192.0.2.7");
+        let output = nix.build(&fetch).output().unwrap();
+        let log = stderr(&output);
+        assert!(!output.status.success(), "{log}");
+        assert!(log.contains("Failed to connect to 192.0.2.7"), "{log}");
+        assert!(!log.to_lowercase().contains("timed out"), "{log}");
+    }
 }

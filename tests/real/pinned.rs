@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::nix::{Nix, derivation, sleeper, started, stderr};
+use crate::common::nix::{Nix, Running, derivation, sleeper, started, stderr};
 use crate::common::{ended, namespace};
 
 const SYSTEM: &str = "riscv64-linux";
@@ -130,4 +130,53 @@ fn a_machine_goes_when_the_last_of_its_outputs_is_fetched() {
         (1, 3),
         "{logs}"
     );
+}
+
+/// With the client's store shared, so that what is deleted is not the machine's own.
+#[test]
+fn a_machine_with_a_name_is_a_store_like_another() {
+    let config = "[pool]\nmax-vms = 1\n[store]\nroot = \"[DIR]/client\"\n";
+    let (installation, _serving) = started(config);
+    let nix = Nix::newer(&installation);
+    let own = nix.store.to_str().unwrap().to_owned();
+    let path = added(&nix, "one");
+    installation.ok(&["up", "riscv64"]);
+    let copy = || ok(&nix, &mut nix_in(&nix, &own, &["copy", "--to", VM, &path]));
+    let new = |args: &[&str]| ok(&nix, &mut nix_in(&nix, VM, args));
+    let old = |program: &str, args: &[&str]| {
+        ok(&nix, nix.program(program).args(["--store", VM]).args(args))
+    };
+    copy();
+    assert!(new(&["store", "ls", &path]).contains("one"));
+    assert_eq!(new(&["store", "cat", &path]), "one");
+    assert_eq!(old("nix-store", &["-q", "--referrers", &path]), "");
+    old("nix-store", &["--verify", "--check-contents"]);
+
+    let fifty = format!(
+        "builtins.genList (n: {}) 50",
+        derivation(SYSTEM, "of-50", "inherit n;", "")
+    );
+    assert_eq!(old("nix-instantiate", &["-E", &fifty]).lines().count(), 50);
+
+    // More at once than it has slots.
+    let builds: Vec<_> = (0..4)
+        .map(|n| {
+            let name = format!("at-once-{n}");
+            let expression = derivation(SYSTEM, &name, "", "echo $name; echo $name > $out");
+            let mut command = nix.program("nix-build");
+            command.args(["--store", VM, "--no-out-link", "-E", &expression]);
+            Running::start(command, installation.path().join(name))
+        })
+        .collect();
+    for mut build in builds {
+        assert_eq!(ended(&mut build.child), Some(0), "{}", build.log());
+    }
+
+    // What is gone comes again, by way of the shared store or not.
+    new(&["store", "delete", &path]);
+    copy();
+    assert_eq!(new(&["store", "cat", &path]), "one");
+    old("nix-store", &["--gc"]);
+    copy();
+    assert_eq!(new(&["store", "cat", &path]), "one");
 }

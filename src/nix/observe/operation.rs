@@ -28,6 +28,8 @@ pub enum Operation {
     QueryMissing,
     /// 41: which outputs does this derivation have?
     QueryDerivationOutputMap,
+    /// 42: this is what was built for an output of a content-addressed derivation.
+    RegisterDrvOutput,
     /// 43: what was built for this output of a content-addressed derivation?
     QueryRealisation,
     /// 44: take these inputs.
@@ -46,6 +48,7 @@ pub(super) enum Reply {
 
 const NUMBER: &[Item] = &[Item::Number];
 const STRING: &[Item] = &[Item::String];
+const STRING_PAIR: &[Item] = &[Item::String, Item::String];
 const STRINGS: &[Item] = &[Item::List(STRING)];
 const WANTED: &[Item] = &[Item::Wanted];
 
@@ -69,7 +72,7 @@ const BUILD_DERIVATION: &[Item] = &[
     Item::String,                                                          // platform
     Item::String,                                                          // builder
     Item::List(STRING),                                                    // arguments
-    Item::List(&[Item::String, Item::String]),                             // environment
+    Item::List(STRING_PAIR),                                               // environment
     Item::Number,                                                          // build mode
 ];
 
@@ -105,7 +108,7 @@ const MISSING: &[Item] = &[
 ];
 
 /// Outputs and what was built for them, as JSON.
-const BUILT_OUTPUTS: Item = Item::List(&[Item::String, Item::String]);
+const BUILT_OUTPUTS: Item = Item::List(STRING_PAIR);
 const MICROSECONDS: Item = Item::WantedOptional;
 /// Status and message, then how often it was built, whether it differed, and when it began and ended.
 const BUILD_RESULT: &[Item] = &[
@@ -169,6 +172,7 @@ impl Operation {
             38 => Some(Self::NarFromPath),
             40 => Some(Self::QueryMissing),
             41 => Some(Self::QueryDerivationOutputMap),
+            42 => Some(Self::RegisterDrvOutput),
             43 => Some(Self::QueryRealisation),
             44 => Some(Self::AddMultipleToStore),
             46 => Some(Self::BuildPathsWithResults),
@@ -200,6 +204,7 @@ impl Operation {
             | Self::BuildDerivation
             | Self::QueryMissing
             | Self::QueryDerivationOutputMap
+            | Self::RegisterDrvOutput
             | Self::AddMultipleToStore
             | Self::BuildPathsWithResults => false,
         }
@@ -211,6 +216,7 @@ impl Operation {
             Self::AddToStore
             | Self::BuildPaths
             | Self::BuildDerivation
+            | Self::RegisterDrvOutput
             | Self::AddMultipleToStore
             | Self::BuildPathsWithResults => true,
             Self::IsValidPath
@@ -241,6 +247,9 @@ impl Operation {
             | Self::QueryPathInfo
             | Self::QueryDerivationOutputMap
             | Self::QueryRealisation => STRING,
+            // JSON; before, the output's name and its path.
+            Self::RegisterDrvOutput if version.has(31) => STRING,
+            Self::RegisterDrvOutput => STRING_PAIR,
             Self::AddToStore => ADD_TO_STORE,
             Self::BuildPaths | Self::BuildPathsWithResults => PATHS_AND_MODE,
             Self::QueryMissing => STRINGS,
@@ -258,13 +267,13 @@ impl Operation {
             Self::IsValidPath | Self::AddTempRoot | Self::BuildPaths => NUMBER,
             Self::AddToStore => ADDED,
             Self::QueryMissing => MISSING,
-            Self::QueryDerivationOutputMap => &[Item::List(&[Item::String, Item::String])],
+            Self::QueryDerivationOutputMap => &[Item::List(STRING_PAIR)],
             Self::BuildPathsWithResults if version.has(37) => BUILD_RESULTS,
             Self::BuildPathsWithResults => BUILD_RESULTS_BEFORE_1_37,
             Self::QueryPathInfo => PATH_INFO,
             // Before 1.31 the realisations are paths, since then JSON.
             Self::QueryValidPaths | Self::QueryRealisation => STRINGS,
-            Self::AddMultipleToStore => &[],
+            Self::RegisterDrvOutput | Self::AddMultipleToStore => &[],
             Self::BuildDerivation if version.has(37) => BUILD_RESULT,
             Self::BuildDerivation if version.has(29) => BUILD_RESULT_BEFORE_1_37,
             Self::BuildDerivation if version.has(28) => BUILD_RESULT_BEFORE_1_29,

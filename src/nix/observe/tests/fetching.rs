@@ -145,6 +145,24 @@ fn a_build_of_derivations_in_the_store_may_leave_outputs() {
 }
 
 #[test]
+fn what_is_told_of_content_addressed_outputs_is_watched() {
+    let before = Version::new(1, 30);
+    let of_before = [ask(42, "sha256:1e8016c7!out"), {
+        let mut path = Vec::new();
+        put_string(&mut path, OUTPUTS[0].as_bytes());
+        path
+    }];
+    for (version, request) in [(V, ask(42, "{}")), (before, of_before.concat())] {
+        let mut observer = Observer::new(version);
+        observer.from_client(&request);
+        assert!(observer.operation().unwrap().builds());
+        observer.from_server(&message(&[stderr::LAST]));
+        assert_eq!((observer.operation(), observer.is_watching()), (None, true));
+        assert_eq!(observer.from_client(&query(version)).len(), 1);
+    }
+}
+
+#[test]
 fn files_before_1_25_came_in_a_shape_that_is_not_known() {
     let version = Version::new(1, 24);
     let mut observer = Observer::new(version);
