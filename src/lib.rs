@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod nix;
 pub mod open_files;
 pub mod output;
+pub mod package;
 pub mod paths;
 pub mod pool;
 pub mod program;

@@ -42,6 +42,11 @@ xz xz-utils
 END
     [ ${#missing[@]} -eq 0 ] && return
     mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+    # `qemu-utils` is in `qemu`, and `xz-utils` is `xz`.
+    if [ -n "${XPOOL_NIXPKGS-}" ]; then
+        die $EX_UNAVAILABLE "missing tools: ${missing[*]}" \
+            "xpool's package should have them, and tell its makers; until it has: nix-shell -p ${packages[*]%-utils}"
+    fi
     die $EX_UNAVAILABLE "missing tools: ${missing[*]}" \
         "install the Debian or Ubuntu packages: apt-get install ${packages[*]}"
 }

@@ -14,6 +14,7 @@ use crate::image::{Image, build};
 use crate::nix::System;
 use crate::output::progress::Progress;
 use crate::output::table::{render, size};
+use crate::package;
 use crate::vm::template::shelf::{self, Listed as Template};
 
 #[derive(Debug, Subcommand)]
@@ -51,7 +52,7 @@ pub(super) struct BuildArgs {
 enum KindArg {
     /// Made of Debian packages, in half a minute
     Portable,
-    /// NixOS, built by Nix from xpool's flake
+    /// NixOS, built by Nix from xpool's flake; where a nix-daemon builds, its user must be a trusted user of Nix
     Nixos,
 }
 
@@ -123,9 +124,11 @@ async fn build(context: &Context, args: &BuildArgs) -> Result<()> {
 }
 
 fn recipe(args: &BuildArgs) -> Result<Recipe> {
+    let of_package = package::THIS.flake.map(str::to_owned);
+    let flake = args.flake.clone().or(of_package);
     let missing = "name xpool's flake with `--flake`: a clone of xpool, for one";
     Ok(Recipe {
-        flake: args.flake.clone().context(missing)?,
+        flake: flake.context(missing)?,
         cross: args.cross,
     })
 }

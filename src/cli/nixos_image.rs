@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::builders::Builders;
+use super::trusted;
 use crate::image::import;
 use crate::image::store::ImageStore;
 use crate::nix::System;
@@ -37,9 +38,14 @@ pub(super) async fn make(
     recipe: &Recipe,
     cancel: &CancellationToken,
 ) -> Result<()> {
+    if !recipe.cross {
+        trusted::check(&context.config()?).await?;
+    }
     let mut nix = Command::new("nix");
     nix.args(["--extra-experimental-features", "nix-command flakes"])
         .args(["build", "--no-link", "--json", "--print-build-logs"])
+        // Where the flake is a folder in the store, it would be written there: refused on NixOS, and worse where it is not.
+        .arg("--no-write-lock-file")
         .arg(recipe.package(system))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

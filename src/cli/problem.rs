@@ -76,7 +76,7 @@ impl Problem {
                 problem.exit_code = UNAVAILABLE;
             }
             if cause.is::<NotTrusted>() {
-                let hint = "add your user to `trusted-users` in /etc/nix/nix.conf and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`";
+                let hint = "add your user to `trusted-users` in /etc/nix/nix.conf (`nix.settings.trusted-users` on NixOS) and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`";
                 problem.hints.push(hint.to_owned());
             }
             if cause.is::<OwnKey>() {

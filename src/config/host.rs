@@ -8,6 +8,7 @@ use std::path::Path;
 use super::MOST_BUILD_MACHINES;
 use super::vm::{MemorySize, VcpuCount};
 use crate::cgroup;
+use crate::package;
 use crate::pool::policy::Policy;
 use crate::pool::shape::Vcpus;
 
@@ -25,7 +26,7 @@ pub struct Host {
     pub cpus: u32,
     /// Memory in MiB, as far as this process may have it.
     pub memory_mib: u32,
-    /// The value of PATH.
+    /// Where programs are looked for, as in PATH.
     pub search_path: OsString,
 }
 
@@ -61,7 +62,8 @@ impl Host {
         let limits = groups.map(|group| group.limit >> 20);
         let memory_mib = limits.chain([of_machine]).min().unwrap_or(of_machine);
         let memory_mib = u32::try_from(memory_mib).unwrap_or(u32::MAX);
-        let search_path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let search_path = package::THIS.search_path(&path);
         Self {
             cpus,
             memory_mib,

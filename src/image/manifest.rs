@@ -25,7 +25,7 @@ pub struct ImageFile {
 pub enum ImageKind {
     /// Made of a distribution's packages.
     Portable,
-    /// Built from images/ through nixos-generators.
+    /// NixOS, built from images/.
     Nixos,
 }
 

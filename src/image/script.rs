@@ -11,7 +11,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::environment;
 use crate::nix::System;
+use crate::package::{self, Package};
 
 /// How long the script may take to tidy up after it was told to end.
 const TIDY_UP: Duration = Duration::from_secs(20);
@@ -97,6 +99,7 @@ pub(super) async fn run(
     let mut command = Command::new("bash");
     command.arg(script).arg(system.name()).arg(out);
     command.env("XPOOL_BUILD_TMP", scratch);
+    in_package(&mut command, package::THIS);
     // Where it was called may be a folder that this user cannot enter, as after `sudo -u`; some of the tools want to go back there.
     command.current_dir("/");
     let mut child = spawn(command)?;
@@ -135,6 +138,21 @@ pub(super) async fn run(
         _ = hearing => ending.await?,
     }
     bail!("interrupted; nothing was left behind");
+}
+
+/// Has a script find what xpool's package has for it, where the user has not said otherwise.
+fn in_package(command: &mut Command, package: Package) {
+    if package.path.is_some() {
+        let path = environment::variable("PATH").unwrap_or_default();
+        command.env("PATH", package.search_path(&path));
+        // Names of packages in hints are those of nixpkgs.
+        command.env("XPOOL_NIXPKGS", "1");
+    }
+    if let Some(keyrings) = package.keyrings
+        && environment::variable("XPOOL_DEBIAN_KEYRINGS").is_none()
+    {
+        command.env("XPOOL_DEBIAN_KEYRINGS", keyrings);
+    }
 }
 
 fn spawn(mut command: Command) -> Result<Child> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::config::vm::Accel;
 use crate::image::digest;
 use crate::nix::System;
+use crate::package;
 
 /// The oldest QEMU that is known to work: Ubuntu 24.04's.
 pub const OLDEST_QEMU: QemuVersion = QemuVersion { major: 8, minor: 2 };
@@ -24,22 +25,22 @@ const VERSION_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// A program is not in PATH.
-    #[error("`{program}` is not in PATH; install it with `apt-get install {package}`")]
+    #[error("`{program}` is not in PATH; {remedy}")]
     QemuMissing {
         /// The program.
         program: String,
-        /// The Debian and Ubuntu package that has it.
-        package: &'static str,
+        /// What to do.
+        remedy: String,
     },
     /// QEMU is older than what works.
-    #[error("`{}` has version {found} and xpool needs {OLDEST_QEMU} or later; on Debian 12: `apt-get install -t bookworm-backports {package}`", program.display())]
+    #[error("`{}` has version {found} and xpool needs {OLDEST_QEMU} or later; {remedy}", program.display())]
     QemuTooOld {
         /// The program.
         program: PathBuf,
         /// Its version.
         found: QemuVersion,
-        /// The Debian and Ubuntu package that has it.
-        package: &'static str,
+        /// What to do.
+        remedy: String,
     },
     /// QEMU was started and did not tell its version.
     #[error("`{} --version` failed: {cause}", program.display())]
@@ -100,7 +101,7 @@ pub fn find_program(program: &str, search_path: &OsStr) -> Result<PathBuf, HostE
         .find(|path| is_program(path))
         .ok_or_else(|| HostError::QemuMissing {
             program: program.to_owned(),
-            package: package_of(program),
+            remedy: package::THIS.remedy(package_of(program), "qemu"),
         })
 }
 
@@ -170,7 +171,7 @@ pub async fn check_qemu(program: &Path) -> Result<UsableQemu, HostError> {
         return Err(HostError::QemuTooOld {
             program: program.to_owned(),
             found: version,
-            package: package_of(&program.to_string_lossy()),
+            remedy: package::THIS.newer(package_of(&program.to_string_lossy()), "qemu"),
         });
     }
     let reading = program.to_owned();

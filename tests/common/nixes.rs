@@ -9,8 +9,9 @@ use serde_json::Value;
 use super::{Installation, namespace, skip};
 
 /// What is copied to where Nixes with another root folder see it.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     "Cargo.toml",
+    "flake.lock",
     "flake.nix",
     "images",
     "nixos-module.nix",

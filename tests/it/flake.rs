@@ -28,11 +28,6 @@ fn what_makes_a_nixos_image_makes_one_that_xpool_takes() {
         .replace("[KERNEL]", dir)
         .replace("[INITRD]", dir)
         .replace(&format!("/nix/store/{}-closure-info", "0".repeat(32)), dir);
-    fs::write(
-        place.join("start"),
-        image["manifestStart"].as_str().unwrap(),
-    )
-    .unwrap();
     let images = place.join("cache/images");
     fs::create_dir_all(&images).unwrap();
     let made = Command::new("bash")
@@ -40,7 +35,7 @@ fn what_makes_a_nixos_image_makes_one_that_xpool_takes() {
         .current_dir(place)
         .env("NIX_CONF_DIR", place)
         .env("out", place.join("image"))
-        .env("manifestStartPath", place.join("start"))
+        .env("manifestStart", image["manifestStart"].as_str().unwrap())
         .output()
         .unwrap();
     assert!(made.status.success(), "{made:?}");
@@ -48,6 +43,10 @@ fn what_makes_a_nixos_image_makes_one_that_xpool_takes() {
     nixes.installation.ok(&["image", "verify", "riscv64"]);
     let list = nixes.installation.ok(&["image", "list", "--json"]);
     assert!(list.contains("\"nixos\""), "{list}");
+    // What the image is made of stays behind: none of its paths is a reference.
+    assert_eq!(image["unsafeDiscardReferences"], json!({ "out": true }));
+    assert_eq!(image["__structuredAttrs"], true);
+    assert_eq!(image["filePath"], "manifest.json");
     // The portable image's disk has the same features, for the same reasons.
     let assemble = fs::read_to_string("images/portable/assemble.sh").unwrap();
     let features = assemble
@@ -86,6 +85,7 @@ fn the_flake_has_its_outputs_for_both_kinds_of_host() {
         "image-riscv64-linux",
         "image-riscv64-linux-native",
     ];
+    let contract = "contract-riscv64-linux";
     for host in ["x86_64-linux", "aarch64-linux"] {
         for package in packages {
             assert!(flake["packages"][host][package].is_string(), "{package}");
@@ -93,27 +93,33 @@ fn the_flake_has_its_outputs_for_both_kinds_of_host() {
         let program = flake["apps"][host]["default"]["program"].as_str();
         assert!(program.unwrap().ends_with("/bin/xpool"));
         let checks = ["check", "module", "service", "image-riscv64-linux"];
-        for check in checks.into_iter().chain(["contract-riscv64-linux"]) {
+        for check in checks {
             assert!(flake["checks"][host][check].is_string(), "{check}");
         }
+        // Hours, where the image has to be built first: not for who checks the flake.
+        assert!(flake["checks"][host][contract].is_null());
+        assert!(flake["legacyPackages"][host][contract].is_string());
         assert!(flake["devShells"][host]["default"].is_string());
         assert!(flake["formatter"][host].is_string());
     }
-    let modules = json!(["default", "guest"]);
+    // The same image for nixpkgs' own way and for nixos-generators.
+    let image = "xpool-image-riscv64-linux";
+    assert_eq!(flake["images"]["guest-riscv64-linux"], image);
+    assert_eq!(flake["generated"], image);
+    let modules = json!(["default", "guest", "image"]);
     assert_eq!(flake["outputs"]["nixosModules"], modules);
     assert_eq!(flake["outputs"]["overlays"], json!(["default"]));
     assert!(flake["tested"]["services"]["xpool"].is_object());
-    // What build.sh looks for is in the wrapper's PATH.
-    let wrapper = flake["wrapper"].as_str().unwrap();
+    // What build.sh looks for is in the package's PATH.
+    let path = flake["package"]["env"]["XPOOL_PACKAGE_PATH"]
+        .as_str()
+        .unwrap();
     let build = fs::read_to_string("images/portable/build.sh").unwrap();
     let tools = build.split("<<'END'\n").nth(1).unwrap();
     for line in tools.lines().take_while(|line| *line != "END") {
-        let package = match line.split_once(' ').unwrap().1 {
-            "qemu-utils" => "qemu",
-            "xz-utils" => "xz",
-            package => package,
-        };
-        assert!(wrapper.contains(&format!("-{package}/bin")), "{package}");
+        // As build.sh names them in a hint.
+        let package = line.split_once(' ').unwrap().1.trim_end_matches("-utils");
+        assert!(path.contains(&format!("-{package}/bin")), "{package}");
     }
 }
 
@@ -142,15 +148,30 @@ fn nix_shows_the_flake_with_other_inputs() {
         "--override-input",
         "nixpkgs",
         &stub,
-        "--override-input",
-        "nixos-generators",
-        &stub,
         &flake,
     ];
     let output = nixes.run(newer, &format!("{dir}/store"), "nix", &args);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // The lock file is read without a network, and is of the commit that the flake names.
+    let args = [
+        "flake",
+        "metadata",
+        "--json",
+        "--offline",
+        "--no-update-lock-file",
+        &flake,
+    ];
+    let output = nixes.run(newer, &format!("{dir}/store"), "nix", &args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let locked = &metadata["locks"]["nodes"]["nixpkgs"]["locked"];
+    let commit = locked["rev"].as_str().unwrap();
+    let source = fs::read_to_string("flake.nix").unwrap();
+    assert!(source.contains(&format!("github:NixOS/nixpkgs/{commit}")));
+    assert!(locked["narHash"].is_string());
     let image = &shown["packages"]["x86_64-linux"]["image-riscv64-linux"];
     assert_eq!(image["name"], "xpool-image-riscv64-linux");
     assert_eq!(shown["nixosModules"]["default"]["type"], "nixos-module");

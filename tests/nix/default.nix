@@ -7,7 +7,7 @@ let
     self = flake // {
       outPath = "/nix/store/22222222222222222222222222222222-source";
     };
-    inherit (inputs) nixpkgs nixos-generators;
+    inherit (inputs) nixpkgs;
   };
 
   host =
@@ -42,7 +42,26 @@ let
       { nixpkgs.buildPlatform = "x86_64-linux"; }
     ];
   image = config: {
-    inherit (config.system.build.${config.formatAttr}) buildCommand manifestStart name;
+    inherit (config.system.build.image)
+      __structuredAttrs
+      buildCommand
+      manifestStart
+      name
+      unsafeDiscardReferences
+      ;
+    inherit (config.image) filePath;
+  };
+  generated = inputs.nixos-generators.nixosGenerate {
+    system = "riscv64-linux";
+    format = "xpool";
+    customFormats.xpool = {
+      imports = [ flake.nixosModules.image ];
+      formatAttr = "image";
+    };
+    modules = [
+      flake.nixosModules.guest
+      { nixpkgs.buildPlatform = "x86_64-linux"; }
+    ];
   };
 in
 {
@@ -92,8 +111,27 @@ in
   # All of its outputs, with what their derivations come to.
   flake = {
     outputs = builtins.mapAttrs (_: builtins.attrNames) flake;
-    inherit (flake) apps checks devShells formatter packages;
-    wrapper = flake.packages.x86_64-linux.default.postInstall;
+    inherit (flake)
+      apps
+      checks
+      devShells
+      formatter
+      legacyPackages
+      packages
+      ;
+    package =
+      let
+        inherit (flake.packages.x86_64-linux.default) passthru;
+      in
+      {
+      inherit (flake.packages.x86_64-linux.default) env postInstall;
+      headers = passthru.headers.buildCommand;
+      mmdebstrap = passthru.mmdebstrapProgram.value;
+    };
+    generated = generated.name;
+    images = builtins.mapAttrs (
+      _: guest: guest.config.system.build.images.xpool.name
+    ) flake.nixosConfigurations;
     # The machine of the VM test.
     tested = told (nixos "x86_64-linux" [ flake.checks.x86_64-linux.service.nodes.machine ]);
   };

@@ -1,9 +1,4 @@
-# Both inputs of the flake as one, for `nix flake show --override-input nixpkgs path:tests/nix`: tests/it/nix.rs.
+# The input of the flake, for `nix flake show --override-input nixpkgs path:tests/nix`: tests/it/flake.rs.
 {
-  outputs =
-    _:
-    let
-      inputs = import ./inputs.nix;
-    in
-    inputs.nixpkgs // inputs.nixos-generators;
+  outputs = _: (import ./inputs.nix).nixpkgs;
 }

@@ -1,4 +1,4 @@
-# Stand-ins for the flake's inputs, nixpkgs and nixos-generators: NixOS has the options of nixos.nix and nothing behind them.
+# Stand-ins for nixpkgs, which is the flake's input, and for nixos-generators, which a user may have beside it: NixOS has the options of nixos.nix and nothing behind them.
 let
   lib = import ./lib.nix // {
     # What only the flake uses.
@@ -9,8 +9,19 @@ let
     };
     nixosSystem =
       { modules }:
+      let
+        all = modules ++ [ installed ];
+        config = nixos config.nixpkgs.hostPlatform all;
+        # image/images.nix: one more evaluation for each.
+        variant = module: (nixos config.nixpkgs.hostPlatform (all ++ [ module ])).system.build.image;
+        images = builtins.mapAttrs (_: variant) config.image.modules;
+      in
       {
-        config = nixos "x86_64-linux" (modules ++ [ installed ]);
+        config = config // {
+          system = config.system // {
+            build = config.system.build // { inherit images; };
+          };
+        };
       };
   };
   pkgsFor = import ./pkgs.nix lib;
@@ -59,7 +70,16 @@ in
       modules,
     }:
     let
-      config = nixos system ([ customFormats.${format} ] ++ modules ++ [ installed ]);
+      # format-module.nix
+      attribute.options.formatAttr = lib.mkOption { type = lib.types.str; };
+      config = nixos system (
+        [
+          attribute
+          customFormats.${format}
+        ]
+        ++ modules
+        ++ [ installed ]
+      );
     in
     config.system.build.${config.formatAttr};
 }

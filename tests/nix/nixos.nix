@@ -11,6 +11,11 @@ let
   bool = mkOption { type = types.bool; };
   str = mkOption { type = types.str; };
   int = mkOption { type = types.int; };
+  # Nothing where it is not set.
+  limit = mkOption {
+    type = types.nullOr types.int;
+    default = null;
+  };
   lines = mkOption {
     type = types.lines;
     default = "";
@@ -93,6 +98,8 @@ in
         default = "symlink";
       };
     };
+    # config/shells-environment.nix
+    environment.binsh = mkOption { type = types.path; };
     # config/system-path.nix
     environment.systemPackages = mkOption {
       type = types.listOf types.package;
@@ -120,8 +127,14 @@ in
       };
     };
 
-    # format-module.nix of nixos-generators
-    formatAttr = str;
+    # config/fonts/fontconfig.nix
+    fonts.fontconfig.enable = bool;
+
+    # image/images.nix; the other options of `image` are in image/file-options.nix
+    image.modules = mkOption {
+      type = types.attrsOf types.raw;
+      default = { };
+    };
 
     # tasks/network-interfaces.nix
     networking.hostName = mkOption {
@@ -219,6 +232,12 @@ in
     system.stateVersion = str;
     # system/activation/switchable-system.nix
     system.switch.enable = bool;
+    # installer/tools/tools.nix
+    system.disableInstallerTools = bool;
+    # config/nsswitch.nix
+    system.nssModules = raw;
+    # services/system/nscd.nix
+    services.nscd.enable = bool;
 
     # system/boot/emergency-mode.nix
     systemd.enableEmergencyMode = bool;
@@ -263,6 +282,8 @@ in
       };
       script = lines;
       serviceConfig = section;
+      startLimitBurst = limit;
+      startLimitIntervalSec = limit;
       unitConfig = section;
     };
     # nixos/lib/systemd-unit-options.nix
@@ -309,7 +330,16 @@ in
     environment.etc.hosts.text = "127.0.0.1 localhost";
     # config/nix.nix and config/nix-remote-build.nix
     nix.settings = lib.mkMerge [
-      { trusted-users = [ "root" ]; }
+      {
+        trusted-users = [ "root" ];
+        # Since 25.05 at the priority of who writes a configuration, which lists of theirs are added to.
+        system-features = [
+          "nixos-test"
+          "benchmark"
+          "big-parallel"
+          "kvm"
+        ];
+      }
       (lib.mkIf (!config.nix.distributedBuilds) { builders = null; })
     ];
     # system/boot/networkd.nix, in some releases

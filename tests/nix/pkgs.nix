@@ -51,6 +51,7 @@ let
       "clippy"
       "coreutils"
       "cpio"
+      "dash"
       "deadnix"
       "dpkg"
       "e2fsprogs"
@@ -64,12 +65,10 @@ let
       "gzip"
       "installShellFiles"
       "kmod"
-      "makeWrapper"
       "nix"
       "nixfmt-tree"
       "openssh"
       "perl"
-      "qemu"
       "rustfmt"
       "shellcheck"
       "socat"
@@ -99,9 +98,10 @@ let
 
       qemu_kvm.ga = package "qemu-ga" { };
       # The agent is an output only where it is asked for.
-      qemu-utils = package "qemu-utils" {
-        override = args: package "qemu-utils" (args // { ga = package "qemu-utils-ga" { }; });
+      qemu = package "qemu" {
+        override = args: package "qemu" (args // { ga = package "qemu-ga-alone" { }; });
       };
+      qemu-utils = package "qemu-utils" { };
       closureInfo = package "closure-info";
       fetchurl = args: package args.name args;
       mkShell = package "shell";
@@ -112,7 +112,6 @@ let
       testers.runNixOSTest = args: package args.name args;
       writeShellScriptBin = name: value: package name { inherit value; };
       writeText = name: value: package name { inherit value; };
-      writeTextDir = name: value: package name { inherit value; };
       # pkgs/pkgs-lib/formats.nix
       formats.toml =
         { }:

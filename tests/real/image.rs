@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
 
-use crate::common::{Installation, ended, signal};
+use crate::common::nixes::Nixes;
+use crate::common::{Installation, ended, namespace, signal};
 use rustix::process::Signal;
 
 /// What is in the folder of images, but for the empty files that keep two builds apart.
@@ -79,9 +81,50 @@ fn a_mirror_that_does_not_answer_is_named() {
     assert_eq!(contents(&installation), [""; 0]);
 }
 
+/// The flake's mmdebstrap, with this machine's perl and mmdebstrap in the places of nixpkgs' and of the package.
+fn mmdebstrap_of_the_flake(nixes: &Nixes) {
+    let place = nixes.installation.path();
+    let package = &nixes.evaluate("flake")["package"];
+    let made = Command::new("bash")
+        .args(["-euc", package["headers"].as_str().unwrap()])
+        .env("out", place.join("headers"))
+        .status();
+    assert!(made.unwrap().success());
+    let in_store = |text: &str| format!("/nix/store/{}-{text}", "0".repeat(32));
+    let usr_bin = place.join("usr-bin");
+    let script = package["mmdebstrap"].as_str().unwrap();
+    let script = script
+        .replace(
+            &in_store("mmdebstrap-headers"),
+            place.join("headers").to_str().unwrap(),
+        )
+        .replace(
+            &format!("{}/bin", in_store("perl")),
+            usr_bin.to_str().unwrap(),
+        )
+        .replace(
+            &format!("{}/usr/bin", in_store("mmdebstrap_1.3.5-7_all.deb")),
+            usr_bin.to_str().unwrap(),
+        );
+    assert!(!script.contains("/nix/store"), "{script}");
+    let program = place.join("own/mmdebstrap");
+    fs::create_dir(place.join("own")).unwrap();
+    fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// With programs as nixpkgs has them, among them a mmdebstrap as the flake makes it.
 #[test]
 fn a_build_that_was_killed_is_tidied_up_by_the_next_one() {
-    let installation = Installation::new("");
+    let test = "a_build_that_was_killed_is_tidied_up_by_the_next_one";
+    let Some(nixes) = Nixes::find(test) else {
+        return;
+    };
+    if namespace::skipped(test) {
+        return;
+    }
+    mmdebstrap_of_the_flake(&nixes);
+    let installation = &nixes.installation;
     let images = installation.cache().join("images");
     // As a kill in the middle leaves it.
     fs::create_dir_all(images.join(".build-riscv64-linux-x1y2z3/out")).unwrap();
@@ -90,9 +133,21 @@ fn a_build_that_was_killed_is_tidied_up_by_the_next_one() {
         "half",
     )
     .unwrap();
-    let said = installation.run(&["image", "build", "riscv64"]);
+    let xpool = installation.command(&["image", "build", "riscv64"]);
+    let mut build = Command::new("tests/common/as-nixpkgs.sh");
+    build
+        .arg(installation.path())
+        .arg(xpool.get_program())
+        .args(xpool.get_args());
+    for (name, value) in xpool.get_envs() {
+        match value {
+            Some(value) => build.env(name, value),
+            None => build.env_remove(name),
+        };
+    }
+    let said = installation.said(build.output().unwrap());
     assert_eq!(said.code, Some(0), "{}", said.stderr);
-    let names = contents(&installation);
+    let names = contents(installation);
     assert_eq!(names.len(), 2, "an image and a link to it: {names:?}");
     installation.ok(&["image", "verify", "riscv64"]);
 }

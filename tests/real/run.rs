@@ -175,7 +175,7 @@ fn what_was_killed_with_its_manager_is_tidied_up_by_the_next_one() {
     assert_nothing_is_left(&installation);
 }
 
-/// A flake whose image is a copy of a portable one that says that it is another kind, made in a guest.
+/// A flake whose image is a copy of a portable one that says that it is another kind, made in a guest. Its input is locked nowhere.
 fn flake_of_an_image(installation: &Installation, image: &Path) -> PathBuf {
     let dir = installation.path().join("flake");
     fs::create_dir(&dir).unwrap();
@@ -187,13 +187,17 @@ fn flake_of_an_image(installation: &Installation, image: &Path) -> PathBuf {
     manifest["kind"] = "nixos".into();
     manifest["recipe"] = "@machine@".into();
     fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
-    let flake = r#"{ outputs = { self }: { packages.x86_64-linux.image-riscv64-linux-native = derivation {
+    let other = installation.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let flake = r#"{ inputs.other = { url = "path:[OTHER]"; flake = false; };
+        outputs = { self, other }: { packages.x86_64-linux.image-riscv64-linux-native = derivation {
         name = "image"; system = "riscv64-linux"; builder = "/bin/sh"; files = self.outPath;
         PATH = "${./tools/riscv64-linux}/bin";
         args = [ "-c" "mkdir $out && cp $files/kernel $files/initrd $files/disk.qcow2 $out && \
             read -r machine < /proc/sys/kernel/arch && \
             sed s/@machine@/$machine/ $files/manifest.json > $out/manifest.json" ]; }; }; }"#;
     tools::put_into(&dir);
+    let flake = flake.replace("[OTHER]", other.to_str().unwrap());
     fs::write(dir.join("flake.nix"), flake).unwrap();
     dir
 }
@@ -237,6 +241,8 @@ fn an_image_of_another_kind_is_built_in_a_guest_of_the_portable_one_and_boots() 
     let manifest = &listed[0]["manifest"];
     assert_eq!(manifest["kind"], "nixos");
     assert_eq!(manifest["recipe"], "riscv64", "{listed}");
+    // A flake in the store would be changed otherwise, or not be built on NixOS.
+    assert!(!installation.path().join("flake/flake.lock").exists());
     assert_nothing_is_left(&installation);
     let again = xpool(&build);
     assert!(again.stderr.contains("Present"), "{again:?}");

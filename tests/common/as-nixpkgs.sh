@@ -1,0 +1,38 @@
+#!/bin/bash
+# as-nixpkgs.sh PLACE COMMAND…: runs the command where programs are as nixpkgs has them. They are in folders of their own, PLACE/own
+# before the others; /usr/bin has what NixOS has there, sh in the place of /bin/sh, and what Debian's fakeroot and apt look for by full names.
+# perl has no headers of C, and nothing is there of Debian's apt and dpkg but the programs.
+set -euo pipefail
+if [ "${1-}" != --inside ]; then
+    mapping=()
+    [ "$(id -u)" = 0 ] || mapping=(--map-root-user)
+    exec unshare "${mapping[@]}" --mount "$0" --inside "$@"
+fi
+shift
+place=$1
+shift
+
+headers=$(perl -e 'for (@INC) { if (-e "$_/sys/ioctl.ph") { print; exit } }')
+mkdir -p "$place/usr-bin" "$place/usr-sbin" "$place/tools"
+mount --bind /usr/bin "$place/usr-bin"
+mount --bind /usr/sbin "$place/usr-sbin"
+# By their last names: in between are links with full names, of Debian's alternatives.
+for folder in /usr/sbin /usr/bin; do
+    paste <(readlink -f "$folder"/*) <(printf '%s\n' "$folder"/*) | while read -r real name; do
+        case $real in
+            /usr/bin/* | /usr/sbin/*) ln -sf "$place/usr-${real#/usr/}" "$place/tools/${name##*/}" ;;
+        esac
+    done
+done
+
+if [ -n "$headers" ]; then
+    mount -t tmpfs none "$headers/sys"
+    mount --bind /dev/null "$headers/syscall.ph"
+fi
+mount --bind /dev/null /usr/lib/apt/apt-helper
+for folder in /etc/apt /var/lib/apt /var/cache/apt /var/lib/dpkg /usr/sbin; do mount -t tmpfs none "$folder"; done
+mkdir "$place/new"
+ln -s "$place/usr-bin/sh" "$place/usr-bin/env" "$place"/usr-bin/faked-* "$place/new"
+for name in apt-key gpgv sqv; do [ ! -e "$place/usr-bin/$name" ] || ln -s "$place/usr-bin/$name" "$place/new"; done
+mount --bind "$place/new" /usr/bin
+PATH=$place/own:$place/tools exec "$@"
