@@ -40,7 +40,9 @@ impl Package {
     /// What to do about a program that is missing, by the packages of Debian and of nixpkgs that have it.
     pub fn remedy(self, debian: &str, nixpkgs: &str) -> String {
         if self.path.is_some() {
-            format!("`nix-shell -p {nixpkgs}` has it; xpool's package should, and tell its makers")
+            format!(
+                "`nix-shell -p {nixpkgs}` has it, and xpool's own package should: please report it"
+            )
         } else {
             format!("install it with `apt-get install {debian}`")
         }
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_as_the_distribution_has_it() {
-        insta::assert_snapshot!(OF_NIX.remedy("qemu-system-arm", "qemu"), @"`nix-shell -p qemu` has it; xpool's package should, and tell its makers");
+        insta::assert_snapshot!(OF_NIX.remedy("qemu-system-arm", "qemu"), @"`nix-shell -p qemu` has it, and xpool's own package should: please report it");
         insta::assert_snapshot!(Package::default().remedy("qemu-system-arm", "qemu"), @"install it with `apt-get install qemu-system-arm`");
         insta::assert_snapshot!(OF_NIX.newer("qemu-system-arm", "qemu"), @"`nix-shell -p qemu` of a newer nixpkgs has one");
         insta::assert_snapshot!(Package::default().newer("qemu-system-arm", "qemu"), @"on Debian 12: `apt-get install -t bookworm-backports qemu-system-arm`");

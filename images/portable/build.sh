@@ -45,7 +45,7 @@ END
     # `qemu-utils` is in `qemu`, and `xz-utils` is `xz`.
     if [ -n "${XPOOL_NIXPKGS-}" ]; then
         die $EX_UNAVAILABLE "missing tools: ${missing[*]}" \
-            "xpool's package should have them, and tell its makers; until it has: nix-shell -p ${packages[*]%-utils}"
+            "xpool's own package should have them: please report it; until then: nix-shell -p ${packages[*]%-utils}"
     fi
     die $EX_UNAVAILABLE "missing tools: ${missing[*]}" \
         "install the Debian or Ubuntu packages: apt-get install ${packages[*]}"
