@@ -419,7 +419,7 @@ in
       ];
       environment.HOME = state;
       startLimitIntervalSec = 86400;
-      startLimitBurst = 288;
+      startLimitBurst = 100;
       script = ''
         failed=0
         # Of two, the one that may go well later.
@@ -436,7 +436,7 @@ in
         SystemCallFilter = [ "@system-service" ];
         SystemCallErrorNumber = "EPERM";
         RemainAfterExit = true;
-        # Again where it may go well then, as without a network (69, EX_UNAVAILABLE): for a day at the most.
+        # Again where it may go well then, as without a network (69, EX_UNAVAILABLE): a hundred times, and not for ever.
         Restart = "on-failure";
         RestartPreventExitStatus = "1 2";
         RestartSec = "5min";

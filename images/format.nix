@@ -42,16 +42,6 @@ in
     filePath = "manifest.json";
   };
 
-  fileSystems."/" = {
-    device = "/dev/vda";
-    fsType = "ext4";
-    # The disk reads as zeros wherever mke2fs did not write: nothing is left to initialise, and nothing to check.
-    options = [ "noinit_itable" ];
-    noCheck = true;
-    # As large as its device, which is the manager's to choose.
-    autoResize = true;
-  };
-
   system.build.image =
     build.runCommand "xpool-image-${system}"
       {

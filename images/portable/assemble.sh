@@ -65,7 +65,9 @@ unpack_or_explain() {
     if grep -q 'No space left on device' "$log"; then
         unavailable "the disk of $tmp is full" 'free some, or name another folder in XPOOL_BUILD_TMP'
     elif grep -qE 'NO_PUBKEY|is not signed|signatures couldn.t be verified|EXPKEYSIG' "$log"; then
-        unavailable "the keys in $keyring do not fit Debian $suite" 'update the package debian-archive-keyring'
+        newer='the package debian-archive-keyring'
+        [ -z "${XPOOL_NIXPKGS-}" ] || newer='xpool, whose package has these keys'
+        unavailable "the keys in $keyring do not fit Debian $suite" "update $newer"
     elif grep -qE 'Failed to fetch|Could not (resolve|connect)|Temporary failure|Unable to (connect|locate)' "$log"; then
         unavailable 'the Debian packages could not be fetched' \
             'check the network, or name a mirror in XPOOL_DEBIAN_MIRROR'

@@ -56,6 +56,10 @@ find_keyring() {
     for suffix in gpg pgp; do
         [ -r "$dir/debian-archive-keyring.$suffix" ] && echo "$dir/debian-archive-keyring.$suffix" && return
     done
+    if [ -n "${XPOOL_NIXPKGS-}" ]; then
+        die $EX_UNAVAILABLE "the keys that sign the Debian archive are not in $dir" \
+            "xpool's own package should have them: please report it"
+    fi
     die $EX_UNAVAILABLE 'the keys that sign the Debian archive are not on this machine' \
         'install the package debian-archive-keyring (Debian and Ubuntu have it)'
 }

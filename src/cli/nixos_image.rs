@@ -8,9 +8,9 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
 use super::builders::Builders;
 use super::trusted;
+use super::{Context, Problem};
 use crate::image::import;
 use crate::image::store::ImageStore;
 use crate::nix::System;
@@ -38,8 +38,12 @@ pub(super) async fn make(
     recipe: &Recipe,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    if !recipe.cross {
-        trusted::check(&context.config()?).await?;
+    if !recipe.cross
+        && let Err(error) = trusted::check(&context.config()?).await
+    {
+        // The daemon may have such builders of its own, or the image already.
+        let problem = Problem::of(&error);
+        context.printer.warning(&problem.text, &problem.hints);
     }
     let mut nix = Command::new("nix");
     nix.args(["--extra-experimental-features", "nix-command flakes"])

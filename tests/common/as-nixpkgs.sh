@@ -18,7 +18,7 @@ mount --bind /usr/bin "$place/usr-bin"
 mount --bind /usr/sbin "$place/usr-sbin"
 # By their last names: in between are links with full names, of Debian's alternatives.
 for folder in /usr/sbin /usr/bin; do
-    paste <(readlink -f "$folder"/*) <(printf '%s\n' "$folder"/*) | while read -r real name; do
+    paste <(readlink -m "$folder"/*) <(printf '%s\n' "$folder"/*) | while read -r real name; do
         case $real in
             /usr/bin/* | /usr/sbin/*) ln -sf "$place/usr-${real#/usr/}" "$place/tools/${name##*/}" ;;
         esac
@@ -27,12 +27,13 @@ done
 
 if [ -n "$headers" ]; then
     mount -t tmpfs none "$headers/sys"
-    mount --bind /dev/null "$headers/syscall.ph"
+    [ ! -e "$headers/syscall.ph" ] || mount --bind /dev/null "$headers/syscall.ph"
 fi
-mount --bind /dev/null /usr/lib/apt/apt-helper
-for folder in /etc/apt /var/lib/apt /var/cache/apt /var/lib/dpkg /usr/sbin; do mount -t tmpfs none "$folder"; done
+[ ! -e /usr/lib/apt/apt-helper ] || mount --bind /dev/null /usr/lib/apt/apt-helper
+for folder in /etc/apt /var/lib/apt /var/cache/apt /var/lib/dpkg /usr/sbin; do
+    [ ! -d "$folder" ] || mount -t tmpfs none "$folder"
+done
 mkdir "$place/new"
-ln -s "$place/usr-bin/sh" "$place/usr-bin/env" "$place"/usr-bin/faked-* "$place/new"
-for name in apt-key gpgv sqv; do [ ! -e "$place/usr-bin/$name" ] || ln -s "$place/usr-bin/$name" "$place/new"; done
+for name in sh env faked-sysv faked-tcp apt-key gpgv sqv; do [ ! -e "$place/usr-bin/$name" ] || ln -s "$place/usr-bin/$name" "$place/new"; done
 mount --bind "$place/new" /usr/bin
 PATH=$place/own:$place/tools exec "$@"

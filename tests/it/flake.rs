@@ -106,6 +106,7 @@ fn the_flake_has_its_outputs_for_both_kinds_of_host() {
     let image = "xpool-image-riscv64-linux";
     assert_eq!(flake["images"]["guest-riscv64-linux"], image);
     assert_eq!(flake["generated"], image);
+    assert_eq!(flake["disks"]["guest-aarch64-linux"], "/dev/vda");
     let modules = json!(["default", "guest", "image"]);
     assert_eq!(flake["outputs"]["nixosModules"], modules);
     assert_eq!(flake["outputs"]["overlays"], json!(["default"]));

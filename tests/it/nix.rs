@@ -162,7 +162,10 @@ fn options_of_the_host_module_become_configuration() {
     assert_eq!(images["wantedBy"], json!(["xpool.service"]));
     // Again, but not for ever, and not for what will fail again.
     assert_eq!(images["serviceConfig"]["RestartPreventExitStatus"], "1 2");
-    assert_eq!(images["startLimitBurst"], 288);
+    let [burst, interval] =
+        ["startLimitBurst", "startLimitIntervalSec"].map(|key| images[key].as_u64().unwrap());
+    assert_eq!(images["serviceConfig"]["RestartSec"], "5min");
+    assert!(burst * 300 * 2 < interval, "{burst} in {interval} s");
     let script = images["script"].as_str().unwrap();
     assert_snapshot!(script, @r#"
     failed=0

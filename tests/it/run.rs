@@ -30,7 +30,7 @@ fn who_the_daemon_does_not_trust_is_told_so_before_anything_starts() {
     hint: add your user to `trusted-users` in /etc/nix/nix.conf (`nix.settings.trusted-users` on NixOS) and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`
     error: `qemu-system-riscv64` is not in PATH; install it with `apt-get install qemu-system-misc`
     ");
-    // An image that is built on such machines cannot be made then.
+    // Nor would they build an image.
     let mut image = installation.command(&[
         "image",
         "build",
@@ -42,9 +42,10 @@ fn who_the_daemon_does_not_trust_is_told_so_before_anything_starts() {
     ]);
     let said = image.env("PATH", &bin).output().unwrap();
     assert_snapshot!(all(&installation.said(said)), @r"
-    exit code: 1
-    error: the nix-daemon of this machine does not trust you, and would not use the builders of this command
+    exit code: 69
+    warning: the nix-daemon of this machine does not trust you, and would not use the builders of this command
 
     hint: add your user to `trusted-users` in /etc/nix/nix.conf (`nix.settings.trusted-users` on NixOS) and restart nix-daemon; or `xpool up`, and `sudo xpool machines --install` with your `--state-dir`
+    error: `qemu-system-riscv64` is not in PATH; install it with `apt-get install qemu-system-misc`
     ");
 }

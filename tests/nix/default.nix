@@ -129,6 +129,10 @@ in
       mmdebstrap = passthru.mmdebstrapProgram.value;
     };
     generated = generated.name;
+    # NixOS refuses a system that has no root file system.
+    disks = builtins.mapAttrs (
+      _: guest: guest.config.fileSystems."/".device
+    ) flake.nixosConfigurations;
     images = builtins.mapAttrs (
       _: guest: guest.config.system.build.images.xpool.name
     ) flake.nixosConfigurations;

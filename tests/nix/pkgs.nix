@@ -110,6 +110,7 @@ let
         name: env: buildCommand:
         package name (env // { inherit buildCommand; });
       testers.runNixOSTest = args: package args.name args;
+      writeScriptBin = name: value: package name { inherit value; };
       writeShellScriptBin = name: value: package name { inherit value; };
       writeText = name: value: package name { inherit value; };
       # pkgs/pkgs-lib/formats.nix

@@ -115,8 +115,8 @@ fn mmdebstrap_of_the_flake(nixes: &Nixes) {
 
 /// With programs as nixpkgs has them, among them a mmdebstrap as the flake makes it.
 #[test]
-fn a_build_that_was_killed_is_tidied_up_by_the_next_one() {
-    let test = "a_build_that_was_killed_is_tidied_up_by_the_next_one";
+fn a_build_with_programs_as_nixpkgs_has_them_tidies_up_after_a_killed_one() {
+    let test = "a_build_with_programs_as_nixpkgs_has_them_tidies_up_after_a_killed_one";
     let Some(nixes) = Nixes::find(test) else {
         return;
     };
