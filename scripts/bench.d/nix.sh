@@ -14,7 +14,7 @@ readonly PEER=bench-peer
 make_image() {
     key=$XPOOL_CACHE_DIR/key
     if [ ! -e "$key.pub" ]; then
-        rm -rf "$XPOOL_CACHE_DIR"
+        rm -rf "$XPOOL_CACHE_DIR/images"
         mkdir -p "$XPOOL_CACHE_DIR"
         ssh-keygen -q -t ed25519 -N '' -C xpool-bench -f "$key"
     fi
