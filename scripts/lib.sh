@@ -24,6 +24,13 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # at_least FOUND WANTED: whether a dotted version is as new as another.
 at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
+# What is tested. It never passes for something else: without git, and with changes, it is known not to be known.
+revision() {
+    local commit changes
+    commit=$(git rev-parse --short=12 HEAD 2>/dev/null) && changes=$(git status --porcelain 2>/dev/null) || changes=unknown
+    printf '%s%s' "${commit:-unknown}" "${changes:+-changed}"
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"

@@ -56,7 +56,7 @@ finish_foreign_root() {
 find_qemu_user() {
     local system package version package_of
     system=$(readlink -f "$(command -v "qemu-system-$cpu")")
-    has_apt || die "the case emulation takes QEMU's user mode from Debian's packages" "run it on Debian or Ubuntu"
+    has_apt || die "the case $bench takes QEMU's user mode from Debian's packages" "run it on Debian or Ubuntu"
     package_of=$(dpkg-query -S "$system" 2>/dev/null) || die "$system is of no package, so its user mode is not known"
     version=$(dpkg-query -W -f '${Version}' "${package_of%%:*}")
     qemu_user=$XPOOL_CACHE_DIR/emulation/qemu-$cpu-${version//[^0-9A-Za-z.+~-]/_}

@@ -2,7 +2,7 @@
 # The parts of `scripts/test --full`, and their results. Sourced; `cache` is scripts/lib.sh's.
 
 # Every test that does more in the full tier (tests/common/tier.rs) is in a part.
-readonly PARTS=(random volumes clients repetitions)
+readonly PARTS=(random volumes clients repetitions packages-riscv64 packages-aarch64)
 
 run_part() {
     case $1 in
@@ -13,8 +13,23 @@ run_part() {
         # One after another: each of them keeps both processors busy for minutes.
         volumes) NEXTEST_TEST_THREADS=1 tests_part "$1" nextest 'test(/^matrix_large::/)' ;;
         clients) tests_part "$1" nextest 'test(/^(matrix|matrix_interrupt)::/)' ;;
+        packages-*)
+            part "tool chains and Linux" scripts/packages {"${1#*-}",x86_64}-linux{,-languages} linux
+            NEXTEST_TEST_THREADS=1 tests_part "$1" nextest "test(/^packages::full::.*::${1#*-}/)"
+            show_packages "${1#*-}"
+            ;;
         repetitions) tests_part "$1" nextest 'binary(real) & test(/^(fresh|inputs|scaling|template)::/) | test(/^crowd::/)' ;;
     esac
+}
+
+# show_packages SYSTEM: what packages' own test suites have said, there and on x86_64.
+show_packages() {
+    local file name
+    for file in "${XPOOL_TEST_PACKAGES:?}/tests/"*" $1-linux"; do
+        [ -e "$file" ] || continue
+        name=${file##*/} name=${name% *}
+        printf '%-10s %s: %-40s x86_64: %s\n' "$name" "$1" "$(<"$file")" "$(<"${file% *} x86_64-linux")"
+    done
 }
 
 properties() {
@@ -24,13 +39,6 @@ properties() {
 
 # Results are kept in the cache: of each part a line with date, revision, minutes and counts.
 result_of() { printf '%s/full/%s' "${cache:?}" "$1"; }
-
-# What is tested. It never passes for something else: without git, and with changes, it is known not to be known.
-revision() {
-    local commit changes
-    commit=$(git rev-parse --short=12 HEAD 2>/dev/null) && changes=$(git status --porcelain 2>/dev/null) || changes=unknown
-    printf '%s%s' "${commit:-unknown}" "${changes:+-changed}"
-}
 
 # full [PART...]: runs these parts, or those that have not passed on this revision, and shows the results of all. Fails unless those that
 # it was to run have passed.

@@ -7,8 +7,13 @@ use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-/// The longest test takes five minutes on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+use super::tier::volume;
+
+/// The longest test takes five minutes on a machine that is busy with something else; of the full tier, a package with its tests
+/// half an hour.
+fn limit() -> Duration {
+    Duration::from_secs(volume(15, 90) * 60)
+}
 
 /// Ends the test's process when it is not dropped in time.
 pub struct Watchdog {
@@ -21,7 +26,7 @@ impl Watchdog {
         let (dropped, end) = mpsc::channel();
         let dir = dir.to_owned();
         std::thread::spawn(move || {
-            if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            if end.recv_timeout(limit()) == Err(RecvTimeoutError::Timeout) {
                 bite(&dir);
             }
         });
@@ -35,7 +40,8 @@ fn bite(dir: &Path) -> ! {
     // Not by `eprintln`, which is kept until the test has ended.
     let _ = writeln!(
         std::io::stderr(),
-        "the test hangs: it took more than {LIMIT:?}\n{processes:#?}\n{logs}"
+        "the test hangs: it took more than {:?}\n{processes:#?}\n{logs}",
+        limit()
     );
     for (pid, _) in processes {
         let _ = kill_process(super::pid_of(pid), Signal::KILL);

@@ -22,6 +22,7 @@ mod matrix;
 mod matrix_interrupt;
 mod matrix_large;
 mod nix;
+mod packages;
 mod pinned;
 mod run;
 mod scaling;
